@@ -1,0 +1,79 @@
+"""Every error that a user can meet.
+
+::
+
+    ExporterError               exit status 1
+    ├── UsageError              exit status 2: nothing was touched
+    │   ├── ProjectError        no dbt project here, or none of its files declares a table
+    │   ├── DefinitionError     a wrong definition: file, line, key, the right spelling
+    │   └── SettingError        a missing or malformed URL, .env file or dbt profile
+    ├── LockedError             exit status 3: another run holds the definition's lock
+    ├── DatabaseError           a server cannot be reached, or refuses
+    ├── SourceError             the source table is not what the definition says
+    ├── DriftError              the raw table and the source no longer fit
+    ├── RowError                a row that the destination refuses
+    └── ServerError             the embedded server of the demo and the tests
+
+An error says what happened, where, and (``hint``) what to do next. It never carries a password
+or the content of a row beyond its key.
+"""
+
+from __future__ import annotations
+
+
+class ExporterError(Exception):
+    """What went wrong; ``hint`` says what to do next."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+class UsageError(ExporterError):
+    """The call or the declaration is wrong; nothing was touched."""
+
+    exit_status = 2
+
+
+class ProjectError(UsageError):
+    """There is no dbt project here, or nothing in it is declared for the exporter."""
+
+
+class DefinitionError(UsageError):
+    """A definition is wrong. The message names the file, the line and the key."""
+
+
+class SettingError(UsageError):
+    """A URL, a ``.env`` file or a dbt profile is missing or malformed."""
+
+
+class LockedError(ExporterError):
+    """Another run holds the lock of this definition."""
+
+    exit_status = 3
+
+
+class DatabaseError(ExporterError):
+    """A server cannot be reached, or refused a statement."""
+
+
+class SourceError(ExporterError):
+    """The source table is not what the definition says it is."""
+
+
+class DriftError(ExporterError):
+    """The raw table and its source no longer fit together."""
+
+
+class RowError(ExporterError):
+    """The destination refused a row. The message names batch, key and column, never the content."""
+
+
+class ServerError(ExporterError):
+    """The embedded server cannot run here."""

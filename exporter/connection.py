@@ -1,0 +1,69 @@
+"""The two databases: where their URLs come from, and sessions on them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from exporter.errors import DatabaseError, SettingError
+
+Connection = psycopg.Connection[Any]
+# The text form of every value must mean the same on both sides, whatever the servers default to.
+_SETTINGS = (
+    "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex "
+    "-c extra_float_digits=3 -c lc_monetary=C"
+)
+
+
+def load_environment(root: Path, name: str | None) -> None:
+    """Read ``.env.NAME``, else ``.env``; what the environment holds already wins."""
+    file = root / (f".env.{name}" if name else ".env")
+    if not file.is_file():
+        if name:
+            raise SettingError(f"{file} does not exist", hint="leave --env out, or create the file")
+        return
+    from dotenv import load_dotenv  # noqa: PLC0415  only where there is a file
+
+    load_dotenv(file)
+
+
+def url(variable: str) -> str:
+    """Return the URL in an environment variable, checked. Raises SettingError."""
+    value = os.environ.get(variable)
+    if not value:
+        raise SettingError(
+            f"{variable} is not set",
+            hint=f"export {variable}=postgresql://user:password@host:5432/database",
+        )
+    try:
+        conninfo_to_dict(value)
+    except psycopg.ProgrammingError:  # its message quotes the URL, password included
+        raise SettingError(
+            f"{variable} is not a PostgreSQL URL",
+            hint="postgresql://user:password@host:5432/database, with @ : / % percent-encoded",
+        ) from None
+    return value
+
+
+def connect(variable: str) -> Connection:
+    """Open an autocommit session on the database that a variable names. Raises DatabaseError."""
+    parts = conninfo_to_dict(url(variable))
+    parts["options"] = f"{parts.get('options') or ''} {_SETTINGS}".strip()
+    parts.setdefault("connect_timeout", 10)
+    parts.setdefault("application_name", "dbt-exporter")
+    try:
+        return psycopg.connect(
+            make_conninfo("", **parts, client_encoding="UTF8"), autocommit=True
+        )
+    except psycopg.OperationalError as error:
+        reason = str(error).strip().splitlines()[-1]
+        password = parts.get("password")
+        if password:
+            reason = reason.replace(str(password), "***")
+        raise DatabaseError(
+            f"{variable}: {reason}", hint="is the server up, and the URL right?"
+        ) from None

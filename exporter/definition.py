@@ -1,0 +1,134 @@
+"""What the dbt sources declare: one ``Definition`` a table, validated with file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from exporter.errors import DefinitionError
+
+DEFAULT_LOOKBACK = timedelta(minutes=5)
+_KNOWN = {
+    "": ("key", "source", "conflict_columns", "mode", "batch_rows"),
+    "source": ("schema", "table", "cursor", "columns"),
+    "source.cursor": ("field", "id_field", "lookback", "nulls"),
+}
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One table to land. ``where`` is ``file:line`` of its declaration."""
+
+    key: str
+    where: str
+    source_schema: str
+    source_table: str
+    cursor: str
+    id_field: str | None
+    lookback: timedelta
+    nulls: str
+    columns: tuple[str, ...] | None
+    schema: str
+    table: str
+    conflict_columns: tuple[str, ...]
+    mode: str
+    batch_rows: int
+
+
+def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Definition:
+    """Return the definition in ``config.meta.exporter``. Raises DefinitionError."""
+    reader = _Reader(where)
+    root = reader.mapping(meta, "")
+    origin = reader.mapping(root.get("source"), "source")
+    cursor = reader.mapping(origin.get("cursor"), "source.cursor")
+    conflict = reader.names(root.get("conflict_columns"), "conflict_columns") or ()
+    mode = reader.choice(
+        root.get("mode", "upsert" if conflict else "append"), "mode", ("upsert", "append")
+    )
+    if mode == "upsert" and not conflict:
+        reader.fail("conflict_columns", "is required with mode: upsert")
+    id_field = cursor.get("id_field")
+    return Definition(
+        key=reader.text(root.get("key", f"{source}.{table}"), "key"),
+        where=where,
+        source_schema=reader.text(origin.get("schema", "public"), "source.schema"),
+        source_table=reader.text(origin.get("table"), "source.table"),
+        cursor=reader.text(cursor.get("field"), "source.cursor.field"),
+        id_field=None if id_field is None else reader.text(id_field, "source.cursor.id_field"),
+        lookback=reader.duration(cursor.get("lookback"), "source.cursor.lookback"),
+        nulls=reader.choice(
+            cursor.get("nulls", "error"), "source.cursor.nulls", ("error", "skip", "load")
+        ),
+        columns=reader.names(origin.get("columns"), "source.columns"),
+        schema=schema,
+        table=table,
+        conflict_columns=conflict if mode == "upsert" else (),
+        mode=mode,
+        batch_rows=reader.positive(root.get("batch_rows", 50_000), "batch_rows"),
+    )
+
+
+class _Reader:
+    """Takes values out of the YAML, and fails with their place."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def fail(self, key: str, problem: str) -> None:
+        place = f"exporter.{key}" if key else "exporter"
+        raise DefinitionError(f"{self.where}: {place} {problem}")
+
+    def mapping(self, value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.fail(key, "is required, a mapping" if value is None else "must be a mapping")
+        known = _KNOWN[key]
+        for name in value:
+            if name not in known:
+                near = difflib.get_close_matches(_snake(str(name)), known, 1)
+                full = f"{key}.{name}" if key else str(name)
+                advice = f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)
+                self.fail(full, f"is not a key of the exporter; {advice}")
+        return dict(value)
+
+    def text(self, value: Any, key: str) -> str:
+        if value is None:
+            self.fail(key, "is required")
+        if not isinstance(value, str) or not value:
+            self.fail(key, "must be text")
+        return str(value)
+
+    def names(self, value: Any, key: str) -> tuple[str, ...] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            self.fail(key, "must be a list of column names")
+        if len(set(value)) != len(value):
+            self.fail(key, "names a column twice")
+        return tuple(value)
+
+    def choice(self, value: Any, key: str, choices: tuple[str, ...]) -> str:
+        if value not in choices:
+            self.fail(key, "must be one of " + ", ".join(choices))
+        return str(value)
+
+    def positive(self, value: Any, key: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.fail(key, "must be a whole number above 0")
+        return int(value)
+
+    def duration(self, value: Any, key: str) -> timedelta:
+        if value is None:
+            return DEFAULT_LOOKBACK
+        found = re.fullmatch(r"(\d+) *(second|minute|hour|day)s?", str(value).strip())
+        if not found:
+            self.fail(key, "must be a time such as '5 minutes'")
+            raise AssertionError
+        return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()

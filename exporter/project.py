@@ -1,0 +1,128 @@
+"""Finds the dbt project and reads the definitions that its sources declare."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter.definition import Definition, parse
+from exporter.errors import DefinitionError, ProjectError, UsageError
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def find(start: Path) -> Path:
+    """Return the folder of the nearest ``dbt_project.yml`` upward. Raises ProjectError."""
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dbt_project.yml").is_file():
+            return folder
+    raise ProjectError(
+        f"no dbt_project.yml in {start} or above it",
+        hint="run inside a dbt project, or name it with --project-dir",
+    )
+
+
+def definitions(root: Path) -> list[Definition]:
+    """Return every definition of the project, in the order of files. Raises UsageError's kinds."""
+    config = _read(root, root / "dbt_project.yml")
+    variables = config.get("vars") or {}
+    found: list[Definition] = []
+    for folder in config.get("model-paths") or ["models"]:
+        for file in sorted((root / folder).rglob("*.y*ml")):
+            if "exporter" in file.read_text(encoding="utf-8"):
+                found += _definitions_of(root, file, variables)
+    seen: dict[str, Definition] = {}
+    for one in found:
+        if one.key in seen:
+            raise DefinitionError(f"{one.where}: key {one.key} stands in {seen[one.key].where} too")
+        seen[one.key] = one
+    if not found:
+        raise ProjectError(
+            f"no table of {root} is declared for the exporter",
+            hint="give a dbt source table a config.meta.exporter block (see the README)",
+        )
+    return found
+
+
+def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definition]:
+    """Return the definitions that the keys name; all without keys. Raises UsageError."""
+    by_key = {one.key: one for one in everything}
+    for key in keys:
+        if key not in by_key:
+            near = difflib.get_close_matches(key, by_key, 1, 0.5)
+            raise UsageError(
+                f"no definition has the key {key}",
+                hint=f"did you mean {near[0]}?" if near else "known: " + ", ".join(by_key),
+            )
+    return [by_key[key] for key in dict.fromkeys(keys)] if keys else everything
+
+
+def _read(root: Path, file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise DefinitionError(f"{file.relative_to(root)}{line}: {problem}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterator[Definition]:
+    for source in _read(root, file).get("sources") or []:
+        for table in source.get("tables") or []:
+            config = table.get("config") or {}
+            meta = (config.get("meta") or {}).get("exporter")
+            if meta is None:
+                continue
+            where = f"{file.relative_to(root)}:{_line(file, table['name'])}"
+            yield parse(
+                _render(meta, variables, where),
+                where=where,
+                source=source["name"],
+                table=_render(table.get("identifier") or table["name"], variables, where),
+                schema=_render(source.get("schema") or "analytics_raw", variables, where),
+            )
+
+
+def _line(file: Path, name: str) -> int:
+    pattern = re.compile(rf"\s*- *name: *['\"]?{re.escape(name)}['\"]?\s*(#.*)?$")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), 1)
+
+
+def _render(value: Any, variables: dict[str, Any], where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _render(item, variables, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_render(item, variables, where) for item in value]
+    if not isinstance(value, str) or "{{" not in value:
+        return value
+    import jinja2  # noqa: PLC0415  only where a value asks for it
+    from jinja2.sandbox import SandboxedEnvironment  # noqa: PLC0415
+
+    def env_var(name: str, default: str | None = None) -> str:
+        found = os.environ.get(name, default)
+        if found is None:
+            raise DefinitionError(f"{where}: the environment variable {name} is not set")
+        return found
+
+    def var(name: str, default: Any = None) -> Any:
+        found = variables.get(name, default)
+        if found is None:
+            raise DefinitionError(f"{where}: dbt_project.yml has no var {name}")
+        return found
+
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    try:
+        rendered = environment.from_string(value).render(env_var=env_var, var=var)
+    except jinja2.TemplateError as error:
+        raise DefinitionError(f"{where}: {error}") from None
+    return int(rendered) if rendered.isdigit() else rendered

@@ -20,6 +20,19 @@ or the content of a row beyond its key.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the advice for a name that is not known: the nearest one, or a list of them."""
+    names = list(known)
+    folded = {one.lower(): one for one in names}
+    found = difflib.get_close_matches(name.lower(), folded, 1, 0.5)
+    if found:
+        return f"did you mean {folded[found[0]]}?"
+    return "known: " + ", ".join(names[:20]) if names else "there is none"
+
 
 class ExporterError(Exception):
     """What went wrong; ``hint`` says what to do next."""

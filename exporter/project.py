@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from exporter.definition import Definition, parse
-from exporter.errors import DefinitionError, ProjectError, UsageError
+from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -56,11 +55,7 @@ def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definiti
     by_key = {one.key: one for one in everything}
     for key in keys:
         if key not in by_key:
-            near = difflib.get_close_matches(key, by_key, 1, 0.5)
-            raise UsageError(
-                f"no definition has the key {key}",
-                hint=f"did you mean {near[0]}?" if near else "known: " + ", ".join(by_key),
-            )
+            raise UsageError(f"no definition has the key {key}", hint=nearest(key, by_key))
     return [by_key[key] for key in dict.fromkeys(keys)] if keys else everything
 
 

@@ -1,0 +1,222 @@
+"""What the two catalogs know of a table: its kind, its columns, and the types that raw gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from exporter.connection import Connection
+from exporter.definition import Definition
+from exporter.errors import SourceError, nearest
+
+# Their values point into one server's catalog, or have no input form.
+_TEXT_ONLY = frozenset(
+    "regclass regcollation regconfig regdictionary regnamespace regoper regoperator regproc "
+    "regprocedure regrole regtype aclitem pg_node_tree pg_ndistinct pg_dependencies pg_mcv_list "
+    "pg_brin_bloom_summary pg_brin_minmax_multi_summary gtsvector refcursor".split()
+)
+_FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the source. ``raw_type`` is what the raw table gives it."""
+
+    name: str
+    type: str
+    raw_type: str
+    not_null: bool
+    builtin: bool  # its binary form means the same on every server
+    typmod: int = -1
+
+    @property
+    def selected(self) -> sql.Composable:
+        """The expression that reads the column as ``raw_type``."""
+        name = sql.Identifier(self.name)
+        if self.type == self.raw_type:
+            return name
+        return sql.SQL("{}::{}").format(name, sql.SQL(self.raw_type))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the source, as it stands in the transaction that reads it."""
+
+    oid: int
+    kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
+    columns: tuple[Column, ...]
+    blocks: int
+    rows: float  # the planner's estimate; below 0 where it has none
+    file: str  # changes when the table is rewritten
+    has_xmin: bool  # the rows of foreign tables and of views carry none
+    in_blocks: bool  # one heap, to be read by ranges of blocks
+    unique_keys: tuple[frozenset[str], ...]
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name. Raises KeyError."""
+        return {column.name: column for column in self.columns}[name]
+
+
+_RELATION = """
+select c.oid, c.relkind::text, c.reltuples,
+    coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+    pg_relation_filenode(c.oid)::text,
+    c.relkind in ('r', 'm') and not c.relhassubclass,
+    c.relkind in ('r', 'm') or (c.relkind = 'p' and not exists (
+        select from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid
+        where l.relkind = 'f')),
+    coalesce((
+        select array_agg(k.names) from (
+            select array_to_json(array_agg(a.attname))::text as names
+            from pg_index i
+            join pg_attribute a on a.attrelid = i.indrelid
+                and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+            where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate
+                and i.indpred is null and i.indexprs is null
+            group by i.indexrelid
+        ) k), '{}')
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
+"""
+# Every type is taken apart to what it is made of: domain to base, array to element.
+_COLUMNS = """
+with recursive
+col as (
+    select attnum, attname, attnotnull, atttypid, atttypmod
+    from pg_attribute where attrelid = %s and attnum > 0 and not attisdropped
+),
+part (attnum, typid, typmod, is_array, depth) as (
+    select attnum, atttypid, atttypmod, false, 0 from col
+    union all
+    select p.attnum,
+        case when t.typtype = 'd' then t.typbasetype else t.typelem end,
+        case when t.typtype = 'd' and t.typtypmod >= 0 then t.typtypmod else p.typmod end,
+        p.is_array or t.typtype <> 'd', p.depth + 1
+    from part p join pg_type t on t.oid = p.typid
+    where t.typtype = 'd' or (t.typcategory = 'A' and t.typelem <> 0 and not p.is_array)
+),
+last as (select distinct on (attnum) * from part order by attnum, depth desc)
+select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
+    format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
+    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A'
+from col c join last l on l.attnum = c.attnum join pg_type t on t.oid = l.typid
+order by c.attnum
+"""
+
+
+def find_table(
+    source: Connection, definition: Definition, destination: Connection | None = None
+) -> Table:
+    """Read the source table's catalog entry. Raises SourceError where it is not there."""
+    found = source.execute(
+        _RELATION, (definition.source_schema, definition.source_table)
+    ).fetchone()
+    if found is None:
+        raise _missing_table(source, definition)
+    oid, kind, rows, blocks, file, in_blocks, has_xmin, keys = found
+    columns = _columns(source, oid, destination)
+    if definition.columns is not None:
+        by_name = {column.name: column for column in columns}
+        for name in definition.columns:
+            if name not in by_name:
+                raise missing_column(definition, "source.columns", name, list(by_name))
+    return Table(
+        oid=oid,
+        kind=kind,
+        columns=columns,
+        blocks=blocks,
+        rows=rows,
+        file=file or "",
+        has_xmin=has_xmin,
+        in_blocks=in_blocks,
+        unique_keys=tuple(frozenset(_names(text)) for text in keys),
+    )
+
+
+def landed_columns(definition: Definition, table: Table) -> tuple[Column, ...]:
+    """Return the columns that raw gets, in the source's order."""
+    if definition.columns is None:
+        return table.columns
+    return tuple(column for column in table.columns if column.name in definition.columns)
+
+
+def relation_columns(connection: Connection, schema: str, name: str) -> dict[str, str] | None:
+    """Return name → type of a relation's columns, None where there is no such relation."""
+    rows = connection.execute(
+        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_class c"
+        " join pg_namespace n on n.oid = c.relnamespace"
+        " left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+        " where n.nspname = %s and c.relname = %s order by a.attnum",
+        (schema, name),
+    ).fetchall()
+    return {row[0]: row[1] for row in rows if row[0] is not None} if rows else None
+
+
+def missing_column(
+    definition: Definition, key: str, name: str, known: Sequence[str]
+) -> SourceError:
+    """Return the error for a column that the source does not have."""
+    table = f"{definition.source_schema}.{definition.source_table}"
+    return SourceError(
+        f"{definition.where}: exporter.{key} names {name}, which {table} does not have",
+        hint=nearest(name, known),
+    )
+
+
+def _columns(source: Connection, oid: int, destination: Connection | None) -> tuple[Column, ...]:
+    rows = source.execute(_COLUMNS, (oid,)).fetchall()
+    foreign = {row[4] for row in rows if not _is_builtin(row) and row[8] in ("b", "r", "m")}
+    shared = _known_types(destination, foreign)
+    columns = []
+    for row in rows:
+        name, kind, not_null, typmod, plain, is_array, *_ = row
+        builtin = _is_builtin(row)
+        raw = plain if builtin or plain in shared else ("text[]" if is_array else "text")
+        columns.append(Column(name, kind, raw, not_null, builtin or raw.startswith("text"), typmod))
+    return tuple(columns)
+
+
+def _is_builtin(row: Sequence[object]) -> bool:
+    *_, oid, name, kind, nested_array = row
+    return (
+        int(str(oid)) < _FIRST_UNSTABLE_OID
+        and kind in ("b", "r", "m")
+        and name not in _TEXT_ONLY
+        and not (nested_array and row[5])
+    )
+
+
+def _known_types(destination: Connection | None, names: set[str]) -> set[str]:
+    if destination is None or not names:
+        return set()
+    # to_regtype() cannot read a typmod such as vector(3) on every version: ask for the bare name.
+    found = destination.execute(
+        "select n from unnest(%s::text[]) n where to_regtype(regexp_replace(n, '\\([^)]*\\)', ''))"
+        " is not null",
+        (sorted(names),),
+    )
+    return {row[0] for row in found}
+
+
+def _names(text: str) -> list[str]:
+    import json  # noqa: PLC0415
+
+    return [str(name) for name in json.loads(text)]
+
+
+def _missing_table(source: Connection, definition: Definition) -> SourceError:
+    known = [
+        row[0]
+        for row in source.execute(
+            "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')",
+            (definition.source_schema,),
+        )
+    ]
+    wanted = f'{definition.source_schema}."{definition.source_table}"'
+    return SourceError(
+        f"{definition.where}: the source database has no table {wanted}",
+        hint=nearest(definition.source_table, known),
+    )

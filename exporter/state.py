@@ -1,0 +1,259 @@
+"""The stored position, the record of runs, and the lock: tables and calls in the destination."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields, replace
+
+from psycopg import sql
+
+from exporter.connection import Connection
+from exporter.definition import Definition
+from exporter.errors import LockedError
+
+SCHEMA = "analytics_raw"
+_TABLES = f"""
+create schema if not exists {SCHEMA};
+create table if not exists {SCHEMA}._exporter_state (
+    key text primary key,
+    cursor_value text,
+    cursor_id text,
+    watermark_value text,
+    watermark_id text,
+    snapshot_xmin text,
+    horizon text,
+    pending_value text,
+    pending_at text,
+    source text,
+    file text,
+    next_block bigint,
+    exported_at timestamptz,
+    updated_at timestamptz not null default now()
+);
+create table if not exists {SCHEMA}._exporter_runs (
+    id bigint generated always as identity primary key,
+    key text not null,
+    command text not null,
+    status text not null,
+    started_at timestamptz not null default clock_timestamp(),
+    finished_at timestamptz,
+    rows_read bigint not null default 0,
+    rows_written bigint not null default 0,
+    rows_unchanged bigint not null default 0,
+    batches bigint not null default 0,
+    bytes bigint not null default 0,
+    cursor_value text,
+    cursor_id text,
+    error text
+);
+create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
+comment on table {SCHEMA}._exporter_state is 'dbt-exporter: the stored position, one row a definition';
+comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
+"""  # noqa: S608  no value of anybody's in it
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the order of a read: PostgreSQL's own text of the cursor and of the id."""
+
+    value: str
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """What is remembered of a definition.
+
+    ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
+    ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
+    ``file`` and ``next_block``: how far an unfinished first load is.
+    """
+
+    cursor: Position | None = None
+    watermark: Position | None = None
+    snapshot_xmin: str | None = None
+    horizon: str | None = None
+    pending_value: str | None = None
+    pending_at: str | None = None
+    source: str | None = None
+    file: str | None = None
+    next_block: int | None = None
+    exported_at: str | None = None
+
+
+@dataclass
+class Totals:
+    """What one run did. ``rows_read`` left the source, ``rows_written`` changed in raw."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    batches: int = 0
+    bytes: int = 0
+    run_id: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows_unchanged(self) -> int:
+        """Rows that were read and were in raw already as they are."""
+        return self.rows_read - self.rows_written
+
+
+_POSITIONS = ("cursor", "watermark")
+_PLAIN = [one.name for one in fields(State) if one.name not in _POSITIONS]
+_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
+
+
+def create_tables(destination: Connection) -> None:
+    """Create the two tables where they are missing."""
+    row = destination.execute("select to_regclass(%s)", (f"{SCHEMA}._exporter_runs",)).fetchone()
+    if row and row[0] is None:
+        # Two first runs at once would both try: creating is not atomic under "if not exists".
+        with destination.transaction():
+            destination.execute("select pg_advisory_xact_lock(%s)", (_number(SCHEMA),))
+            destination.execute(_TABLES)
+
+
+def lock(destination: Connection, definition: Definition) -> None:
+    """Take the definition's lock for this session. Raises LockedError where another holds it."""
+    number = _number(f"{definition.schema}.{definition.table}")
+    row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
+    if row and row[0]:
+        return
+    holder = destination.execute(
+        "select l.pid, a.application_name, host(a.client_addr), a.backend_start::timestamptz(0)"
+        " from pg_locks l left join pg_stat_activity a on a.pid = l.pid"
+        " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
+        " and l.database = (select oid from pg_database where datname = current_database())"
+        " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
+        (number,),
+    ).fetchone()
+    who = "another session"
+    if holder:
+        pid, name, host, since = holder
+        who = f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
+    raise LockedError(
+        f"{definition.key}: another run holds the lock of {definition.schema}.{definition.table}: {who}",
+        hint="let it end, or stop it with select pg_terminate_backend(<session>)",
+    )
+
+
+def read(destination: Connection, key: str) -> State | None:
+    """Return what is remembered of a definition, None before its first load."""
+    names = sql.SQL(", ").join(
+        sql.SQL("{}::text").format(sql.Identifier(name)) if name == "exported_at"
+        else sql.Identifier(name)
+        for name in _COLUMNS
+    )
+    row = destination.execute(
+        sql.SQL("select {} from {} where key = %s").format(names, _table("_exporter_state")), (key,)
+    ).fetchone()
+    if row is None:
+        return None
+    values = dict(zip(_COLUMNS, row, strict=True))
+    positions = {
+        name: Position(values[f"{name}_value"], values[f"{name}_id"])
+        if values[f"{name}_value"] is not None
+        else None
+        for name in _POSITIONS
+    }
+    return State(**positions, **{name: values[name] for name in _PLAIN})
+
+
+def write(destination: Connection, key: str, state: State) -> None:
+    """Store the position. Belongs in the transaction that lands the rows."""
+    values = [
+        state.cursor.value if state.cursor else None,
+        state.cursor.id if state.cursor else None,
+        state.watermark.value if state.watermark else None,
+        state.watermark.id if state.watermark else None,
+        *(getattr(state, name) for name in _PLAIN),
+    ]
+    names = [sql.Identifier(name) for name in _COLUMNS]
+    destination.execute(
+        sql.SQL(
+            "insert into {} (key, {}) values ({}) on conflict (key) do update set ({}, updated_at)"
+            " = ({}, now())"
+        ).format(
+            _table("_exporter_state"),
+            sql.SQL(", ").join(names),
+            sql.SQL(", ").join([sql.Placeholder()] * (len(names) + 1)),
+            sql.SQL(", ").join(names),
+            sql.SQL(", ").join(sql.SQL("excluded.") + name for name in names),
+        ),
+        [key, *values],
+    )
+
+
+def forget(destination: Connection, key: str) -> bool:
+    """Remove the stored position; tell whether there was one."""
+    done = destination.execute(
+        sql.SQL("delete from {} where key = %s").format(_table("_exporter_state")), (key,)
+    )
+    return done.rowcount > 0
+
+
+def stamp(destination: Connection, state: State | None) -> str:
+    """Return the ``_exported_at`` of a load's first batch.
+
+    It is after every stamp given before, also where the server's clock was set back: a model that
+    asks for rows newer than its newest would pass over a row with an older stamp.
+    """
+    row = destination.execute(
+        "select greatest(clock_timestamp(), %s::timestamptz + interval '1 microsecond')::text",
+        (state.exported_at if state else None,),
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def record(destination: Connection, key: str, command: str, totals: Totals, **end: str | None) -> None:
+    """Write the run's row: ``running`` until ``end`` gives status, cursor and error."""
+    if totals.run_id is None:
+        row = destination.execute(
+            sql.SQL("insert into {} (key, command, status) values (%s, %s, 'running') returning id")
+            .format(_table("_exporter_runs")),
+            (key, command),
+        ).fetchone()
+        assert row is not None
+        totals.run_id = row[0]
+    destination.execute(
+        sql.SQL(
+            "update {} set status = %s, rows_read = %s, rows_written = %s, rows_unchanged = %s,"
+            " batches = %s, bytes = %s, cursor_value = %s, cursor_id = %s, error = %s,"
+            " finished_at = case when %s <> 'running' then clock_timestamp() end where id = %s"
+        ).format(_table("_exporter_runs")),
+        (
+            end.get("status", "running"),
+            totals.rows_read,
+            totals.rows_written,
+            totals.rows_unchanged,
+            totals.batches,
+            totals.bytes,
+            end.get("value"),
+            end.get("id"),
+            end.get("error"),
+            end.get("status", "running"),
+            totals.run_id,
+        ),
+    )
+
+
+def advanced(
+    destination: Connection, state: State, end: Position, safe: str | None, kind: str
+) -> State:
+    """Return the state with its watermark at a batch's end, or at ``safe`` if that is earlier."""
+    if safe is None:
+        return state
+    row = destination.execute(
+        sql.SQL("select %s::{kind} <= %s::{kind}").format(kind=sql.SQL(kind)), (end.value, safe)
+    ).fetchone()
+    return replace(state, watermark=end if row and row[0] else Position(safe))
+
+
+def _table(name: str) -> sql.Identifier:
+    return sql.Identifier(SCHEMA, name)
+
+
+def _number(name: str) -> int:
+    """Return the advisory lock's number: positive, 63 bits, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"dbt-exporter {name}".encode()).digest()[:8], "big") >> 1

@@ -10,7 +10,6 @@ from typing import Any
 
 from exporter.errors import DefinitionError
 
-DEFAULT_LOOKBACK = timedelta(minutes=5)
 _KNOWN = {
     "": ("key", "source", "conflict_columns", "mode", "batch_rows"),
     "source": ("schema", "table", "cursor", "columns"),
@@ -29,7 +28,7 @@ class Definition:
     source_table: str
     cursor: str
     id_field: str | None
-    lookback: timedelta
+    lookback: timedelta | int | None
     nulls: str
     columns: tuple[str, ...] | None
     schema: str
@@ -37,6 +36,20 @@ class Definition:
     conflict_columns: tuple[str, ...]
     mode: str
     batch_rows: int
+
+    @property
+    def time_lookback(self) -> timedelta:
+        """The lookback of a cursor that is a time."""
+        if isinstance(self.lookback, timedelta):
+            return self.lookback
+        # An application's clock on a network with NTP is seconds off, its transactions last minutes
+        # at most. An append-only table cannot take a row twice: it would be held back instead.
+        return timedelta(0) if self.mode == "append" else timedelta(minutes=5)
+
+    @property
+    def integer_lookback(self) -> int:
+        """The lookback of a cursor that is an integer, in its own unit."""
+        return self.lookback if isinstance(self.lookback, int) else 0
 
 
 def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Definition:
@@ -51,6 +64,11 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
     )
     if mode == "upsert" and not conflict:
         reader.fail("conflict_columns", "is required with mode: upsert")
+    nulls = reader.choice(
+        cursor.get("nulls", "error"), "source.cursor.nulls", ("error", "skip", "load")
+    )
+    if mode == "append" and nulls == "load":
+        reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
     id_field = cursor.get("id_field")
     return Definition(
         key=reader.text(root.get("key", f"{source}.{table}"), "key"),
@@ -59,10 +77,8 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
         source_table=reader.text(origin.get("table"), "source.table"),
         cursor=reader.text(cursor.get("field"), "source.cursor.field"),
         id_field=None if id_field is None else reader.text(id_field, "source.cursor.id_field"),
-        lookback=reader.duration(cursor.get("lookback"), "source.cursor.lookback"),
-        nulls=reader.choice(
-            cursor.get("nulls", "error"), "source.cursor.nulls", ("error", "skip", "load")
-        ),
+        lookback=reader.lookback(cursor.get("lookback"), "source.cursor.lookback"),
+        nulls=nulls,
         columns=reader.names(origin.get("columns"), "source.columns"),
         schema=schema,
         table=table,
@@ -120,12 +136,14 @@ class _Reader:
             self.fail(key, "must be a whole number above 0")
         return int(value)
 
-    def duration(self, value: Any, key: str) -> timedelta:
+    def lookback(self, value: Any, key: str) -> timedelta | int | None:
         if value is None:
-            return DEFAULT_LOOKBACK
+            return None
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
         found = re.fullmatch(r"(\d+) *(second|minute|hour|day)s?", str(value).strip())
         if not found:
-            self.fail(key, "must be a time such as '5 minutes'")
+            self.fail(key, "must be a time such as '5 minutes', or a number")
             raise AssertionError
         return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 

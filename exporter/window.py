@@ -205,8 +205,7 @@ def decide(
     pending = None
     lookback: timedelta | int
     if is_time(cursor):
-        default = timedelta(0) if definition.mode == "append" else timedelta(minutes=5)
-        lookback = default if definition.lookback is None else definition.time_lookback
+        lookback = definition.time_lookback
         safe = _safe_time(source, cursor, state, horizon, lookback)
     else:
         lookback = definition.integer_lookback

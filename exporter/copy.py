@@ -1,0 +1,225 @@
+"""COPY from one server into another, block by block, without decoding a value.
+
+Works on libpq's own calls: psycopg's ``cursor.copy()`` waits for the socket at every row. Reading
+runs in a thread of its own, so that the source fills the buffer while the destination writes.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from psycopg import errors, sql
+from psycopg.pq import ExecStatus, abc
+
+from exporter.connection import Connection
+
+BLOCK = 48 * 1024  # bytes; smaller and larger blocks both cost more time a row
+AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
+_SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks again
+_POLL = 0.5  # seconds between looks at whether the other side gave up
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows in COPY's format. ``last`` is the last row of them."""
+
+    data: bytes
+    rows: int
+    last: bytes
+
+
+class Stopped(Exception):  # noqa: N818  a signal between two threads, no error
+    """The other side ended."""
+
+
+def copy_out(connection: Connection, query: sql.Composable, *, binary: bool) -> Iterator[Block]:
+    """Yield the rows of a query in COPY's text or binary format. Raises psycopg.Error."""
+    pgconn = connection.pgconn
+    statement = sql.SQL("copy ({}) to stdout (format {})").format(
+        query, sql.SQL("binary" if binary else "text")
+    )
+    _start(pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_OUT)
+    rows: list[bytes] = []
+    size = 0
+    total = 0
+    while True:
+        length, data = pgconn.get_copy_data(1)
+        if length > 0:
+            row = bytes(data)
+            rows.append(row)
+            size += length
+            if size >= BLOCK:
+                total += len(rows)
+                yield Block(b"".join(rows) if len(rows) > 1 else row, len(rows), row)
+                rows, size = [], 0
+            continue
+        if length == 0:
+            _wait_readable(pgconn)
+            continue
+        if rows:
+            yield Block(b"".join(rows), len(rows), rows[-1])
+        _finish(pgconn)
+        return
+
+
+class CopyIn:
+    """``COPY … FROM STDIN`` on a connection: ``write`` blocks, then ``finish``."""
+
+    def __init__(self, connection: Connection, statement: sql.Composable) -> None:
+        self._pgconn = connection.pgconn
+        _start(self._pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_IN)
+
+    def write(self, data: bytes) -> None:
+        """Send a block. Raises psycopg.Error when the server gave up."""
+        view = memoryview(data)
+        for begin in range(0, len(view), _SLICE):
+            # Without a flush after each put, libpq's buffer grows and is moved about at every put.
+            self._pgconn.put_copy_data(view[begin : begin + _SLICE])
+            _flush(self._pgconn)
+
+    def finish(self) -> int:
+        """End the copy; return the number of rows. Raises psycopg.Error."""
+        self._pgconn.put_copy_end()
+        _flush(self._pgconn)
+        return _finish(self._pgconn)
+
+    def abandon(self) -> None:
+        """End the copy as failed, leaving the transaction to be rolled back."""
+        if self._pgconn.transaction_status == 1:  # active
+            self._pgconn.put_copy_end(b"the other side failed")
+            _flush(self._pgconn)
+            while self._pgconn.get_result():
+                pass
+
+
+class ReadAhead:
+    """Runs an iterator of blocks in a thread, at most ``AHEAD`` bytes in front of its reader."""
+
+    def __init__(self, produce: Callable[[], Iterator[Block]]) -> None:
+        self._blocks: deque[Block] = deque()
+        self._bytes = 0
+        self._ended = False
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(produce,), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Block]:
+        while True:
+            with self._change:
+                while not self._blocks and not self._ended:
+                    self._change.wait(_POLL)
+                if not self._blocks:
+                    if self._error:
+                        raise self._error
+                    return
+                block = self._blocks.popleft()
+            yield block
+            with self._change:
+                # Counted until it is written: two rows of 50 MB are never here together.
+                self._bytes -= len(block.data)
+                self._change.notify_all()
+
+    def stop(self, connection: Connection) -> None:
+        """End the thread, cancelling what the connection runs. Safe to call twice."""
+        with self._change:
+            self._stopped = True
+            running = not self._ended
+            self._change.notify_all()
+        if running:
+            connection.cancel_safe(timeout=5)
+        self._thread.join()
+
+    def _run(self, produce: Callable[[], Iterator[Block]]) -> None:
+        try:
+            for block in produce():
+                self._put(block)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  raised again by the reader
+            self._error = error
+        with self._change:
+            self._ended = True
+            self._change.notify_all()
+
+    def _put(self, block: Block) -> None:
+        with self._change:
+            self._blocks.append(block)
+            self._bytes += len(block.data)
+            self._change.notify_all()
+            while self._bytes >= AHEAD and not self._stopped:
+                self._change.wait(_POLL)
+            if self._stopped:
+                raise Stopped
+
+
+def field(row: bytes, index: int) -> str | None:
+    """Return a field of a row in COPY's text format, None for NULL."""
+    value = row.rstrip(b"\n").split(b"\t")[index]
+    if value == b"\\N":
+        return None
+    if b"\\" not in value:
+        return value.decode()
+    plain = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+    first, *rest = value.split(b"\\\\")
+    parts = [first, *rest]
+    for number, part in enumerate(parts):
+        for letter, meant in plain.items():
+            part = part.replace(b"\\" + letter, meant)  # noqa: PLW2901
+        parts[number] = part
+    return b"\\".join(parts).decode()
+
+
+def _start(pgconn: abc.PGconn, statement: bytes, expected: ExecStatus) -> None:
+    pgconn.send_query(statement)
+    _flush(pgconn)
+    while pgconn.is_busy():
+        _wait_readable(pgconn)
+    result = pgconn.get_result()
+    if result is None or result.status != expected:
+        while pgconn.get_result():
+            pass
+        raise _error(pgconn, result)
+
+
+def _finish(pgconn: abc.PGconn) -> int:
+    rows = 0
+    failed: abc.PGresult | None = None
+    while True:
+        while pgconn.is_busy():
+            _wait_readable(pgconn)
+        result = pgconn.get_result()
+        if result is None:
+            break
+        if result.status == ExecStatus.COMMAND_OK:
+            rows = result.command_tuples or 0
+        else:
+            failed = result
+            if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
+                break  # the connection is gone: libpq would give this for ever
+    if failed is not None:
+        raise _error(pgconn, failed)
+    return rows
+
+
+def _error(pgconn: abc.PGconn, result: abc.PGresult | None) -> errors.Error:
+    if result is not None and result.status == ExecStatus.FATAL_ERROR:
+        return errors.error_from_result(result)
+    return errors.OperationalError(pgconn.error_message.decode(errors="replace"))
+
+
+def _wait_readable(pgconn: abc.PGconn) -> None:
+    select.select([pgconn.socket], [], [], _POLL)
+    pgconn.consume_input()
+
+
+def _flush(pgconn: abc.PGconn) -> None:
+    while pgconn.flush():
+        readable, _, _ = select.select([pgconn.socket], [pgconn.socket], [], _POLL)
+        if readable:  # a server that complains must be heard, or both wait for ever
+            pgconn.consume_input()

@@ -7,6 +7,7 @@ runs in a thread of its own, so that the source fills the buffer while the desti
 from __future__ import annotations
 
 import select
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,33 +37,66 @@ class Stopped(Exception):  # noqa: N818  a signal between two threads, no error
     """The other side ended."""
 
 
-def copy_out(connection: Connection, query: sql.Composable, *, binary: bool) -> Iterator[Block]:
-    """Yield the rows of a query in COPY's text or binary format. Raises psycopg.Error."""
+END_OF_BATCH = Block(b"", 0, b"")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where a batch ends: after so many rows or bytes, though never between two tied rows."""
+
+    rows: int
+    size: int
+    tied: Callable[[bytes, bytes], bool] | None = None
+
+
+def copy_out(
+    connection: Connection, query: sql.Composable, *, binary: bool, limit: Limit | None = None
+) -> Iterator[Block]:
+    """Yield the rows of a query in COPY's binary or text format, ``END_OF_BATCH`` after each batch.
+
+    Without a limit the query is one batch. Raises psycopg.Error.
+    """
     pgconn = connection.pgconn
     statement = sql.SQL("copy ({}) to stdout (format {})").format(
         query, sql.SQL("binary" if binary else "text")
     )
     _start(pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_OUT)
     rows: list[bytes] = []
-    size = 0
-    total = 0
+    last = b""
+    size = batch_rows = batch_size = 0
+    most_rows, most_size = (limit.rows, limit.size) if limit else (sys.maxsize, sys.maxsize)
     while True:
         length, data = pgconn.get_copy_data(1)
         if length > 0:
             row = bytes(data)
+            if (batch_rows >= most_rows or batch_size >= most_size) and not (
+                limit and limit.tied and limit.tied(last, row)
+            ):
+                if rows:
+                    yield Block(b"".join(rows), len(rows), last)
+                yield END_OF_BATCH
+                rows, size, batch_rows, batch_size = [], 0, 0, 0
             rows.append(row)
+            last = row
             size += length
+            batch_rows += 1
+            batch_size += length
             if size >= BLOCK:
-                total += len(rows)
-                yield Block(b"".join(rows) if len(rows) > 1 else row, len(rows), row)
-                rows, size = [], 0
+                block = Block(b"".join(rows) if len(rows) > 1 else row, len(rows), row)
+                rows, size, data = [], 0, memoryview(b"")
+                if length > BLOCK:
+                    row = last = b""  # a row of 50 MB must not stay here beside the next one
+                yield block
+                del block
             continue
         if length == 0:
             _wait_readable(pgconn)
             continue
         if rows:
-            yield Block(b"".join(rows), len(rows), rows[-1])
+            yield Block(b"".join(rows), len(rows), last)
         _finish(pgconn)
+        if batch_rows:
+            yield END_OF_BATCH
         return
 
 

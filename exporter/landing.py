@@ -1,0 +1,372 @@
+"""The raw table: made from the source's catalog, filled by COPY, changed by upsert."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from exporter.catalog import Column, relation_columns
+from exporter.connection import Connection
+from exporter.copy import Block, CopyIn, field
+from exporter.definition import Definition
+from exporter.errors import DriftError, RowError
+
+STAMP = "_exported_at"
+_STAGING = sql.Identifier("_exporter_staging")
+_ORDINAL = sql.Identifier("_exporter_row")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The raw table of a definition. ``stream`` is what is read: raw's columns, then hidden ones."""
+
+    definition: Definition
+    columns: tuple[Column, ...]
+    stream: tuple[Column, ...]
+    unique_at_source: bool
+    exact: bool  # raw's types are the ones we would give it: the binary format may be used
+
+    @property
+    def name(self) -> sql.Identifier:
+        """The table's qualified name."""
+        return sql.Identifier(self.definition.schema, self.definition.table)
+
+    @property
+    def key(self) -> list[sql.Identifier]:
+        """The columns of ON CONFLICT; none in append mode."""
+        return [sql.Identifier(name) for name in self.definition.conflict_columns]
+
+    def index(self, column: Column) -> int:
+        """Return a column's place in the stream."""
+        return [one.name for one in self.stream].index(column.name)
+
+
+def prepare(
+    destination: Connection,
+    definition: Definition,
+    columns: tuple[Column, ...],
+    hidden: Iterable[Column],
+    unique_at_source: bool,
+) -> Raw:
+    """Create the raw table unless it is there, and return it. Raises DriftError."""
+    names = {column.name for column in columns}
+    stream = columns + tuple(column for column in hidden if column.name not in names)
+    existing = relation_columns(destination, definition.schema, definition.table)
+    if existing is None:
+        _create(destination, definition, columns)
+        return Raw(definition, columns, stream, unique_at_source, True)
+    missing = [name for name in (*names, STAMP) if name not in existing]
+    if missing:
+        table = f"{definition.schema}.{definition.table}"
+        types = {column.name: column.raw_type for column in columns}
+        raise DriftError(
+            f"{definition.key}: {table} has no column {missing[0]}",
+            hint=f'alter table {table} add column "{missing[0]}" '
+            f"{types.get(missing[0], 'timestamptz not null default now()')}",
+        )
+    exact = all(existing[column.name] == column.raw_type for column in columns)
+    return Raw(definition, columns, stream, unique_at_source, exact)
+
+
+def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
+    parts = [
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(column.name),
+            sql.SQL(column.raw_type),
+            sql.SQL(" not null" if column.name in definition.conflict_columns else ""),
+        )
+        for column in columns
+    ]
+    parts.append(sql.SQL("{} timestamptz not null").format(sql.Identifier(STAMP)))
+    schema = destination.execute(
+        "select from pg_namespace where nspname = %s", (definition.schema,)
+    ).fetchone()
+    if schema is None:  # "if not exists" would ask for a right that a mere loader need not have
+        destination.execute(
+            sql.SQL("create schema if not exists {}").format(sql.Identifier(definition.schema))
+        )
+    destination.execute(
+        sql.SQL("create table {} ({})").format(
+            sql.Identifier(definition.schema, definition.table), sql.SQL(", ").join(parts)
+        )
+    )
+
+
+def is_empty(destination: Connection, raw: Raw) -> bool:
+    """Tell whether the raw table has no row."""
+    statement = sql.SQL("select not exists (select from {})").format(raw.name)
+    row = destination.execute(statement).fetchone()
+    return bool(row and row[0])
+
+
+def ensure_key(destination: Connection, raw: Raw) -> None:
+    """Give the raw table its primary key unless a unique index covers it. Raises DriftError."""
+    if not raw.key:
+        return
+    found = destination.execute(
+        "select from pg_index i where i.indrelid = %s::regclass and i.indisunique and i.indisvalid"
+        " and i.indimmediate and i.indpred is null and i.indexprs is null and ("
+        "  select array_agg(a.attname::text order by a.attname::text) from pg_attribute a"
+        "  where a.attrelid = i.indrelid"
+        "  and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
+        " ) = (select array_agg(n order by n) from unnest(%s::text[]) n)",
+        (raw.name.as_string(destination), list(raw.definition.conflict_columns)),
+    ).fetchone()
+    if found is not None:
+        return
+    try:
+        destination.execute(
+            sql.SQL("alter table {} add primary key ({})").format(
+                raw.name, sql.SQL(", ").join(raw.key)
+            )
+        )
+    except psycopg.errors.UniqueViolation:
+        keys = ", ".join(raw.definition.conflict_columns)
+        raise DriftError(
+            f"{raw.definition.key}: {raw.definition.schema}.{raw.definition.table} holds rows that"
+            f" share conflict_columns ({keys})",
+            hint="correct conflict_columns, or run with --full-refresh",
+        ) from None
+
+
+def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> tuple[int, int]:
+    """Copy binary blocks that end in the stamp into the raw table; return rows and bytes."""
+    names = [sql.Identifier(column.name) for column in raw.columns]
+    statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(
+        raw.name, sql.SQL(", ").join([*names, sql.Identifier(STAMP)])
+    )
+    copy = CopyIn(destination, statement)
+    size = 0
+    try:
+        for block in blocks:
+            copy.write(block.data)
+            size += len(block.data)
+    except BaseException:
+        copy.abandon()
+        raise
+    return copy.finish(), size
+
+
+class Staging:
+    """A temporary table for the batches of one session. Its rows go with each transaction."""
+
+    def __init__(self, destination: Connection, raw: Raw) -> None:
+        self._destination = destination
+        self._raw = raw
+        self._made = False
+        self._sent: list[tuple[int, bytes | str]] = []  # rows so far, and the block or its key
+
+    def _make(self) -> None:
+        if self._made:
+            return
+        raw = self._raw
+        hidden = [
+            sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
+            for column in raw.stream[len(raw.columns) :]
+        ]
+        names = [sql.Identifier(column.name) for column in raw.columns]
+        self._destination.execute("drop table if exists pg_temp._exporter_staging")
+        self._destination.execute(
+            sql.SQL(
+                "create temp table {} on commit delete rows as select {} from {} with no data"
+            ).format(_STAGING, sql.SQL(", ").join([*names, *hidden]), raw.name)
+        )
+        self._made = True
+
+    def fill(self, blocks: Iterable[Block], batch: int) -> tuple[int, int, bytes]:
+        """Copy a batch of text blocks; return rows, bytes and the last row. Raises RowError."""
+        self._make()
+        self._sent = []
+        names = [sql.Identifier(column.name) for column in self._raw.stream]
+        copy = CopyIn(
+            self._destination,
+            sql.SQL("copy {} ({}) from stdin").format(_STAGING, sql.SQL(", ").join(names)),
+        )
+        rows = size = 0
+        last = b""
+        try:
+            try:
+                for block in blocks:
+                    rows += block.rows
+                    size += len(block.data)
+                    last = block.last
+                    small = len(block.data) < 1 << 20
+                    self._sent.append((rows, block.data if small else self._key_of(block.last)))
+                    copy.write(block.data)
+                    del block
+            except BaseException:
+                copy.abandon()
+                raise
+            copy.finish()
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            raise self._copy_error(error, batch) from None
+        return rows, size, last
+
+    def apply(self, stamp: str, batch: int, order: Iterable[Column]) -> int:
+        """Insert the staged rows, or replace what differs; return the rows written."""
+        statement = _apply(self._raw, stamp, list(order))
+        try:
+            with self._destination.transaction():  # a savepoint: on an error staging stays
+                self._destination.execute(
+                    "set local enable_hashjoin = off; set local enable_mergejoin = off;"
+                    " set local enable_seqscan = off"
+                )  # the key's index has to be visited for every row in any case
+                return self._destination.execute(statement).rowcount
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            raise self._apply_error(error, batch) from None
+
+    def _key_of(self, row: bytes) -> str:
+        names = self._raw.definition.conflict_columns or [self._raw.stream[0].name]
+        columns = [column for column in self._raw.stream if column.name in names]
+        return ", ".join(f"{c.name}={field(row, self._raw.index(c))}" for c in columns)
+
+    def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
+        found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
+        line = int(found[1]) if found else 0
+        before = 0
+        key = "?"
+        for rows, block in self._sent:
+            if line <= rows:
+                key = (
+                    block
+                    if isinstance(block, str)
+                    else self._key_of(block.split(b"\n")[line - before - 1])
+                )
+                break
+            before = rows
+        return row_error(self._raw, error, batch, key, found[2] if found else None)
+
+    def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
+        """Find the row by halving what is staged: the message does not name it by its key."""
+        destination = self._destination
+        names = self._raw.definition.conflict_columns or (self._raw.stream[0].name,)
+        key = sql.SQL(", ").join(sql.Identifier(name) for name in names)
+        with destination.transaction(force_rollback=True):
+            destination.execute(
+                sql.SQL(
+                    "create temp table _exporter_suspects as select *, row_number() over () as {}"
+                    " from {}"
+                ).format(_ORDINAL, _STAGING)
+            )
+            count = destination.execute("select count(*) from _exporter_suspects").fetchone()
+            low, high = 1, int(count[0]) if count else 1
+            while low < high:
+                middle = (low + high) // 2
+                if self._fails(low, middle):
+                    high = middle
+                else:
+                    low = middle + 1
+            row = destination.execute(
+                sql.SQL("select concat_ws(', ', {}) from _exporter_suspects where {} = %s").format(
+                    sql.SQL(", ").join(
+                        sql.SQL("{} || '=' || {}::text").format(sql.Literal(n), sql.Identifier(n))
+                        for n in names
+                    ),
+                    _ORDINAL,
+                ),
+                (low,),
+            ).fetchone()
+        del key
+        return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
+
+    def _fails(self, low: int, high: int) -> bool:
+        destination = self._destination
+        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in self._raw.stream)
+        try:
+            with destination.transaction(force_rollback=True):
+                destination.execute(sql.SQL("delete from {}").format(_STAGING))
+                destination.execute(
+                    sql.SQL(
+                        "insert into {} select {} from _exporter_suspects where {} between %s and %s"
+                    ).format(_STAGING, names, _ORDINAL),
+                    (low, high),
+                )
+                destination.execute(_apply(self._raw, "2000-01-01", []))
+        except psycopg.Error:
+            return True
+        return False
+
+
+def row_error(
+    raw: Raw, error: psycopg.Error, batch: int, key: str, column: str | None
+) -> RowError:
+    """Return the error for a refused row. PostgreSQL's message loses the value that it quotes."""
+    message = re.sub(r':? "[^"]*"$', "", error.diag.message_primary or "refused")
+    column = error.diag.column_name or column
+    what = f", column {column}" if column else ""
+    return RowError(
+        f"{raw.definition.key}: batch {batch}, row {key}{what}: {message}",
+        hint="correct the row at the source or the table at the destination, then run "
+        f"exporter load {raw.definition.key} again: it resumes before this batch",
+    )
+
+
+def replace_all(destination: Connection, raw: Raw, stamp: str, order: Iterable[Column]) -> int:
+    """Make the raw table equal to what is staged; return the rows inserted and changed."""
+    if not raw.key:
+        destination.execute(sql.SQL("delete from {}").format(raw.name))
+    else:
+        destination.execute(sql.SQL("analyze {}").format(_STAGING))
+        destination.execute(
+            sql.SQL("delete from {} r where not exists (select from {} s where {})").format(
+                raw.name, _STAGING, _same_key(raw, "s", "r")
+            )
+        )
+    return destination.execute(_apply(raw, stamp, list(order))).rowcount
+
+
+def _same_key(raw: Raw, left: str, right: str) -> sql.Composable:
+    return sql.SQL(" and ").join(
+        sql.SQL("{}.{} = {}.{}").format(sql.SQL(left), key, sql.SQL(right), key) for key in raw.key
+    )
+
+
+def _apply(raw: Raw, stamp: str, order: list[Column]) -> sql.Composable:
+    names = [sql.Identifier(column.name) for column in raw.columns]
+    target = [*names, sql.Identifier(STAMP)]
+    new = sql.SQL(", ").join(sql.SQL("s.") + name for name in names)
+    comma = sql.SQL(", ")
+    insert = sql.SQL("insert into {} ({}) select {}, {}::timestamptz from ").format(
+        raw.name, comma.join(target), new, sql.Literal(stamp)
+    )
+    if not raw.key:
+        return insert + sql.SQL("{} s").format(_STAGING)
+    staged: sql.Composable = _STAGING
+    guard = sql.SQL("")
+    if not raw.unique_at_source and order:
+        newest = comma.join(
+            [*raw.key, *(sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in order)]
+        )
+        staged = sql.SQL("(select distinct on ({}) * from {} order by {})").format(
+            comma.join(raw.key), _STAGING, newest
+        )
+        stored = {column.name for column in raw.columns}
+        kept = [sql.Identifier(column.name) for column in order if column.name in stored]
+        if kept:
+            guard = sql.SQL(" and (d.{} is null or ({}) >= ({}))").format(
+                kept[0],
+                comma.join(sql.SQL("s.") + name for name in kept),
+                comma.join(sql.SQL("d.") + name for name in kept),
+            )
+    # ON CONFLICT DO UPDATE … WHERE locks, and so writes, every row that it then leaves alone: the
+    # join keeps unchanged rows away from it. *<> compares images, so it serves every type.
+    return insert + sql.SQL(
+        "{staged} s left join {raw} d on {same} where d.{first} is null"
+        " or (row({new})::record *<> row({old})::record{guard})"
+        " on conflict ({key}) do update set ({target}) = row({excluded})"
+    ).format(
+        staged=staged,
+        raw=raw.name,
+        same=_same_key(raw, "s", "d"),
+        first=raw.key[0],
+        new=new,
+        old=comma.join(sql.SQL("d.") + name for name in names),
+        guard=guard,
+        key=comma.join(raw.key),
+        target=comma.join(target),
+        excluded=comma.join(sql.SQL("excluded.") + name for name in target),
+    )

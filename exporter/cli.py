@@ -32,8 +32,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
-@click.option("--project-dir", type=click.Path(path_type=Path, file_okay=False), default=".",
-              help="A folder in the dbt project.")
+@click.option(
+    "--project-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    help="A folder in the dbt project.",
+)
 @click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a definition.")
 def load(keys: tuple[str, ...], project_dir: Path, environment: str | None, as_json: bool) -> None:

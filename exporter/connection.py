@@ -56,9 +56,7 @@ def connect(variable: str) -> Connection:
     parts.setdefault("connect_timeout", 10)
     parts.setdefault("application_name", "dbt-exporter")
     try:
-        return psycopg.connect(
-            make_conninfo("", **parts, client_encoding="UTF8"), autocommit=True
-        )
+        return psycopg.connect(make_conninfo("", **parts, client_encoding="UTF8"), autocommit=True)
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[-1]
         password = parts.get("password")

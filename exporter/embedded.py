@@ -95,7 +95,9 @@ class Server:
         return self.folder
 
     def url(self, database: str) -> str:
-        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_dir), safe='')}"
+        return (
+            f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_dir), safe='')}"
+        )
 
     @property
     def log(self) -> str:

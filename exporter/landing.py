@@ -291,9 +291,7 @@ class Staging:
         return False
 
 
-def row_error(
-    raw: Raw, error: psycopg.Error, batch: int, key: str, column: str | None
-) -> RowError:
+def row_error(raw: Raw, error: psycopg.Error, batch: int, key: str, column: str | None) -> RowError:
     """Return the error for a refused row. PostgreSQL's message loses the value that it quotes."""
     message = re.sub(r':? "[^"]*"$', "", error.diag.message_primary or "refused")
     column = error.diag.column_name or column

@@ -29,7 +29,11 @@ _TRANSIENT = (
     psycopg.errors.SerializationFailure,
     psycopg.errors.DeadlockDetected,
 )
-_LASTING = (psycopg.errors.DiskFull, psycopg.errors.QueryCanceled, psycopg.errors.ProgramLimitExceeded)
+_LASTING = (
+    psycopg.errors.DiskFull,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.ProgramLimitExceeded,
+)
 
 
 @dataclass
@@ -232,8 +236,12 @@ class _Load:
             for number, part in enumerate(ranges)
         ]
         current = replace(
-            State(), snapshot_xmin=xmin, source=horizon.identity, horizon=horizon.oldest_open,
-            file=table.file, next_block=start,
+            State(),
+            snapshot_xmin=xmin,
+            source=horizon.identity,
+            horizon=horizon.oldest_open,
+            file=table.file,
+            next_block=start,
         )
 
         def progress(_: bytes) -> State:
@@ -283,7 +291,10 @@ class _Load:
             end = Position(value, row_field(last, raw.index(view.id)) if view.id else None)
             if row_field(last, -1) == "t":
                 current = replace(
-                    current, cursor=end, snapshot_xmin=snapshot.xmin, source=horizon.identity,
+                    current,
+                    cursor=end,
+                    snapshot_xmin=snapshot.xmin,
+                    source=horizon.identity,
                     horizon=horizon.oldest_open,
                 )
             current = state.advanced(
@@ -305,7 +316,9 @@ class _Load:
             source=base.source,
             pending_value=view.pending[0] if view.pending else None,
             pending_at=view.pending[1] if view.pending else None,
-            exported_at=self._stamp_of(self.totals.batches) if self.totals.batches else base.exported_at,
+            exported_at=self._stamp_of(self.totals.batches)
+            if self.totals.batches
+            else base.exported_at,
         )
         if final.cursor:
             final = state.advanced(
@@ -331,9 +344,7 @@ class _Load:
             columns = [column.selected for column in raw.stream[:-1]]
             columns.append(past or sql.SQL("true"))
         if self.definition.nulls == "skip":
-            where = sql.SQL("{} and {} is not null").format(
-                where, sql.Identifier(view.cursor.name)
-            )
+            where = sql.SQL("{} and {} is not null").format(where, sql.Identifier(view.cursor.name))
         return sql.SQL("select {} from {} where {}").format(
             sql.SQL(", ").join(columns), self._from, where
         )

@@ -140,7 +140,8 @@ def lock(destination: Connection, definition: Definition) -> None:
 def read(destination: Connection, key: str) -> State | None:
     """Return what is remembered of a definition, None before its first load."""
     names = sql.SQL(", ").join(
-        sql.SQL("{}::text").format(sql.Identifier(name)) if name == "exported_at"
+        sql.SQL("{}::text").format(sql.Identifier(name))
+        if name == "exported_at"
         else sql.Identifier(name)
         for name in _COLUMNS
     )
@@ -206,12 +207,15 @@ def stamp(destination: Connection, state: State | None) -> str:
     return str(row[0])
 
 
-def record(destination: Connection, key: str, command: str, totals: Totals, **end: str | None) -> None:
+def record(
+    destination: Connection, key: str, command: str, totals: Totals, **end: str | None
+) -> None:
     """Write the run's row: ``running`` until ``end`` gives status, cursor and error."""
     if totals.run_id is None:
         row = destination.execute(
-            sql.SQL("insert into {} (key, command, status) values (%s, %s, 'running') returning id")
-            .format(_table("_exporter_runs")),
+            sql.SQL(
+                "insert into {} (key, command, status) values (%s, %s, 'running') returning id"
+            ).format(_table("_exporter_runs")),
             (key, command),
         ).fetchone()
         assert row is not None

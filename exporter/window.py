@@ -90,7 +90,10 @@ _IDENTITY = (
 def cursor_columns(definition: Definition, table: Table) -> tuple[Column, Column | None]:
     """Return the cursor's and the id's column. Raises SourceError for what cannot be one."""
     names = [column.name for column in table.columns]
-    for key, name in (("cursor.field", definition.cursor), ("cursor.id_field", definition.id_field)):
+    for key, name in (
+        ("cursor.field", definition.cursor),
+        ("cursor.id_field", definition.id_field),
+    ):
         if name is not None and name not in names:
             raise missing_column(definition, f"source.{key}", name, names)
     for name in definition.conflict_columns:
@@ -283,7 +286,9 @@ def condition(
         parts.append(after(window, watermark))
         if cursor is not None and window.xmin_since is not None:
             parts.append(
-                sql.SQL("({} or {})").format(after(window, cursor), changed_since(window.xmin_since))
+                sql.SQL("({} or {})").format(
+                    after(window, cursor), changed_since(window.xmin_since)
+                )
             )
     if window.upper is not None:
         parts.append(sql.SQL("{} <= {}").format(field, _literal(window.cursor, window.upper)))

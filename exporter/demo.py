@@ -24,17 +24,17 @@ _SCHEMA = Path(__file__).with_name("demo.sql")
 _ROWS = """
 insert into "StatEvent"
 select 'evt_' || lpad(n::text, 12, '0'), (array['click', 'print', 'apply', 'account'])
-        [1 + (n * 7919 % 10 > 4)::int + (n % 9 = 0)::int + (n % 50 = 0)::int]::"StatEventType",
-    stamp, stamp, 'clk_' || md5(n::text), 'https://www.example.org/missions/' || n % 5000,
-    'www.example.org', n % 17 = 0, n % 17 <> 0,
-    (enum_range(null::"StatSource"))[1 + n % 6],
-    case when n % 20 <> 0 then 'src_' || n % 700 end,
-    'pub_' || n % 90, 'pub_' || n % 40, 'mis_' || n % 5000, 'client_' || n % 9000,
-    'tag' || n % 12, array['tag' || n % 12, 'tag' || n % 7],
-    case when n % 50 = 0 then (enum_range(null::"StatEventStatus"))[1 + n % 6] end,
-    jsonb_build_object('campaign', n % 300, 'device', (array['mobile', 'desktop'])[1 + n % 2])
+        [1 + (n * 7919 %% 10 > 4)::int + (n %% 9 = 0)::int + (n %% 50 = 0)::int]::"StatEventType",
+    stamp, stamp, 'clk_' || md5(n::text), 'https://www.example.org/missions/' || n %% 5000,
+    'www.example.org', n %% 17 = 0, n %% 17 <> 0,
+    (enum_range(null::"StatSource"))[1 + n %% 6],
+    case when n %% 20 <> 0 then 'src_' || n %% 700 end,
+    'pub_' || n %% 90, 'pub_' || n %% 40, 'mis_' || n %% 5000, 'client_' || n %% 9000,
+    'tag' || n %% 12, array['tag' || n %% 12, 'tag' || n %% 7],
+    case when n %% 50 = 0 then (enum_range(null::"StatEventStatus"))[1 + n %% 6] end,
+    jsonb_build_object('campaign', n %% 300, 'device', (array['mobile', 'desktop'])[1 + n %% 2])
 from (
-    select n, (now() at time zone 'UTC') - (%(to)s - n) * interval '%(gap)s milliseconds' as stamp
+    select n, (now() at time zone 'UTC') - (%(to)s - n) * interval '20 milliseconds' as stamp
     from generate_series(%(from)s::int, %(to)s::int) n
 ) s
 """
@@ -83,7 +83,7 @@ def create_databases(server: Server) -> tuple[str, str]:
 def fill(url: str, first: int, last: int) -> None:
     """Insert the events ``first`` to ``last``, stamped up to now."""
     with psycopg.connect(url) as connection:
-        connection.execute(_ROWS.replace("%(gap)s", "20"), {"from": first, "to": last})
+        connection.execute(_ROWS, {"from": first, "to": last})
         connection.execute('analyze "StatEvent"')
 
 

@@ -1,0 +1,55 @@
+# Everything runs in .venv, made from the lock files. `make help` lists the targets.
+SHELL := /bin/sh
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
+# The first Python that really starts, is in range, and can make an environment.
+FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+	>/dev/null 2>&1 && { echo $$p; exit 0; }; done; \
+	echo 'Python 3.10 to 3.13 with venv is needed: install it, or name it: make PYTHON=/path/python3' >&2; exit 1
+
+.PHONY: help demo test test-long check format lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ —/'
+
+demo: .venv/.runtime  ## run the main job on an embedded PostgreSQL
+	@$(BIN)/exporter demo $(ARGS)
+
+test: .venv/.dev  ## run the tests, the long ones shortened
+	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: .venv/.dev  ## run the tests in full
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.dev  ## lint, check formats and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev  ## correct what can be corrected
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+LOCK = uv pip compile pyproject.toml - --extra demo --universal --python-version 3.10 \
+	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" -q
+lock:  ## write the lock files anew (needs uv)
+	echo 'hatchling>=1.27' | $(LOCK) -o requirements.lock
+	echo 'hatchling>=1.27' | $(LOCK) --group dev -o requirements-dev.lock
+
+clean:  ## remove what make and dbt made
+	rm -rf .venv target logs
+
+.venv/bin/python:
+	@python=$$($(FIND_PYTHON)) && $$python -m venv .venv
+
+.venv/.runtime: .venv/bin/python requirements.lock pyproject.toml
+	@echo 'Installing what requirements.lock names into .venv …'
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.runtime requirements-dev.lock
+	@echo 'Installing what requirements-dev.lock names into .venv …'
+	@$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,152 @@
+"""Real servers, real commands: an embedded PostgreSQL, or the ones that the environment names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from exporter import demo
+from exporter.embedded import running_server
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[tuple[str, str]]:
+    """The URLs of a source and of a destination server; any database of theirs."""
+    given = os.environ.get("DATABASE_URL_CORE"), os.environ.get("DATABASE_URL_ANALYTICS")
+    if given[0] and given[1]:
+        yield given[0], given[1]
+        return
+    with running_server({"max_prepared_transactions": "10", "fsync": "off"}) as server:
+        yield server.url("postgres"), server.url("postgres")
+
+
+@dataclass
+class Workplace:
+    """A dbt project, two new databases, and the commands run there."""
+
+    folder: Path
+    core: str
+    analytics: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        env = {k: v for k, v in os.environ.items() if k not in ("BATCH_SIZE", "PYTHONWARNINGS")}
+        env.update(
+            DATABASE_URL_CORE=self.core,
+            DATABASE_URL_ANALYTICS=self.analytics,
+            DBT_PROFILES_DIR=str(self.folder),
+            DBT_SEND_ANONYMOUS_USAGE_STATS="false",
+        )
+        return env
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = {
+            "exporter": [sys.executable, "-m", "exporter"],
+            "dbt": [sys.executable, "-m", "dbt.cli.main"],
+        }[words[0]]
+        env = {**self.environment, **environment, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [*program, *words[1:]],
+            cwd=self.folder,
+            env={name: value for name, value in env.items() if value},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def load(self, *words: str, **environment: str) -> dict[str, Any]:
+        done = self.run("exporter", "load", "--json", *words, **environment)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def dbt(self, *words: str) -> str:
+        done = self.run("dbt", *words, "--no-use-colors")
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def query(self, url: str, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def define(self, *tables: str) -> None:
+        """Write the sources file: one YAML text a table, below ``tables:``."""
+        text = "version: 2\nsources:\n  - name: analytics_raw\n    tables:\n"
+        for table in tables:
+            text += "".join(f"      {line}\n" for line in table.strip("\n").splitlines())
+        (self.folder / "models" / "sources.yml").write_text(text)
+
+
+def compare(place: Workplace, source: str, raw: str, columns: str = "*") -> None:
+    """Assert that a source table and its raw table hold the same rows, column by column."""
+    names = columns
+    if columns == "*":
+        schema, _, table = source.partition(".")
+        names = ", ".join(
+            f'"{row[0]}"::text'
+            for row in place.query(
+                place.core,
+                "select column_name from information_schema.columns where table_schema ="
+                f" '{schema}' and table_name = '{table.strip(chr(34))}' order by ordinal_position",
+            )
+        )
+    statement = "select md5(string_agg(t::text, '\n' order by t::text collate \"C\")), count(*)"
+    statement += " from (select {} from {}) t"
+    ours = place.query(place.core, statement.format(names, source))
+    theirs = place.query(place.analytics, statement.format(names, raw))
+    assert ours == theirs
+
+
+@pytest.fixture
+def place(servers: tuple[str, str], tmp_path: Path) -> Iterator[Workplace]:
+    """An empty dbt project on two new databases."""
+    (tmp_path / "dbt_project.yml").write_text("name: shop\nprofile: dbt_exporter\n")
+    (tmp_path / "models").mkdir()
+    yield from _workplace(servers, tmp_path)
+
+
+@pytest.fixture
+def product(servers: tuple[str, str], tmp_path: Path) -> Iterator[Workplace]:
+    """A copy of this repository's dbt project; core holds an empty StatEvent."""
+    for name in ("models", "macros", "seeds", "tests/dbt"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "dbt_project.yml", tmp_path)
+    shutil.copy(ROOT / "profiles.yml.example", tmp_path / "profiles.yml")
+    for place in _workplace(servers, tmp_path):
+        with psycopg.connect(place.core) as connection:
+            connection.execute((ROOT / "exporter" / "demo.sql").read_bytes())
+        yield place
+
+
+def _workplace(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
+    suffix = uuid.uuid4().hex[:10]
+    names = f"core_{suffix}", f"analytics_{suffix}"
+    for url, name in zip(servers, names, strict=True):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"create database {name}".encode())
+    yield Workplace(folder, _database(servers[0], names[0]), _database(servers[1], names[1]))
+    for url, name in zip(servers, names, strict=True):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)".encode())
+
+
+fill = demo.fill

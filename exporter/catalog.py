@@ -13,9 +13,7 @@ from exporter.errors import SourceError, nearest
 
 # Their values point into one server's catalog, or have no input form.
 _TEXT_ONLY = frozenset(
-    "regclass regcollation regconfig regdictionary regnamespace regoper regoperator regproc "
-    "regprocedure regrole regtype aclitem pg_node_tree pg_ndistinct pg_dependencies pg_mcv_list "
-    "pg_brin_bloom_summary pg_brin_minmax_multi_summary gtsvector refcursor".split()
+    ["regclass", "regcollation", "regconfig", "regdictionary", "regnamespace", "regoper", "regoperator", "regproc", "regprocedure", "regrole", "regtype", "aclitem", "pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list", "pg_brin_bloom_summary", "pg_brin_minmax_multi_summary", "gtsvector", "refcursor"]
 )
 _FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
 

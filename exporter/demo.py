@@ -94,7 +94,9 @@ def _environment(server: Server) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(project.find(Path.cwd()) / "profiles.yml.example", f"{folder}/profiles.yml")
         os.environ.update(
-            DBT_PROFILES_DIR=folder, DBT_TARGET_PATH=f"{folder}/target", DBT_LOG_PATH=folder,
+            DBT_PROFILES_DIR=folder,
+            DBT_TARGET_PATH=f"{folder}/target",
+            DBT_LOG_PATH=folder,
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         )
         try:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from exporter.errors import ServerError
@@ -254,7 +255,7 @@ def _die_with_parent() -> functools.partial[int] | None:
     return functools.partial(ctypes.CDLL(None).prctl, set_parent_death_signal, signal.SIGINT)
 
 
-def _exit_on_sigterm() -> object:
+def _exit_on_sigterm() -> Any:
     """Turn SIGTERM into SystemExit, so that ``finally`` blocks run. Returns what to restore."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return None

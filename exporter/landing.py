@@ -215,7 +215,7 @@ class Staging:
                     "set local enable_hashjoin = off; set local enable_mergejoin = off;"
                     " set local enable_seqscan = off"
                 )  # the key's index has to be visited for every row in any case
-                return self._destination.execute(statement).rowcount
+                return int(self._destination.execute(statement).rowcount)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise self._apply_error(error, batch) from None
 
@@ -244,7 +244,6 @@ class Staging:
         """Find the row by halving what is staged: the message does not name it by its key."""
         destination = self._destination
         names = self._raw.definition.conflict_columns or (self._raw.stream[0].name,)
-        key = sql.SQL(", ").join(sql.Identifier(name) for name in names)
         with destination.transaction(force_rollback=True):
             destination.execute(
                 sql.SQL(
@@ -270,7 +269,6 @@ class Staging:
                 ),
                 (low,),
             ).fetchone()
-        del key
         return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
 
     def _fails(self, low: int, high: int) -> bool:
@@ -314,7 +312,7 @@ def replace_all(destination: Connection, raw: Raw, stamp: str, order: Iterable[C
                 raw.name, _STAGING, _same_key(raw, "s", "r")
             )
         )
-    return destination.execute(_apply(raw, stamp, list(order))).rowcount
+    return int(destination.execute(_apply(raw, stamp, list(order))).rowcount)
 
 
 def _same_key(raw: Raw, left: str, right: str) -> sql.Composable:
@@ -323,7 +321,7 @@ def _same_key(raw: Raw, left: str, right: str) -> sql.Composable:
     )
 
 
-def _apply(raw: Raw, stamp: str, order: list[Column]) -> sql.Composable:
+def _apply(raw: Raw, stamp: str, order: list[Column]) -> sql.Composed:
     names = [sql.Identifier(column.name) for column in raw.columns]
     target = [*names, sql.Identifier(STAMP)]
     new = sql.SQL(", ").join(sql.SQL("s.") + name for name in names)
@@ -334,7 +332,7 @@ def _apply(raw: Raw, stamp: str, order: list[Column]) -> sql.Composable:
     if not raw.key:
         return insert + sql.SQL("{} s").format(_STAGING)
     staged: sql.Composable = _STAGING
-    guard = sql.SQL("")
+    guard: sql.Composable = sql.SQL("")
     if not raw.unique_at_source and order:
         newest = comma.join(
             [*raw.key, *(sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in order)]

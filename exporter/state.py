@@ -49,7 +49,7 @@ create table if not exists {SCHEMA}._exporter_runs (
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
 comment on table {SCHEMA}._exporter_state is 'dbt-exporter: the stored position, one row a definition';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
-"""  # noqa: S608  no value of anybody's in it
+"""
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ def read(destination: Connection, key: str) -> State | None:
     if row is None:
         return None
     values = dict(zip(_COLUMNS, row, strict=True))
-    positions = {
-        name: Position(values[f"{name}_value"], values[f"{name}_id"])
-        if values[f"{name}_value"] is not None
-        else None
-        for name in _POSITIONS
-    }
-    return State(**positions, **{name: values[name] for name in _PLAIN})
+
+    def position(name: str) -> Position | None:
+        value = values[f"{name}_value"]
+        return None if value is None else Position(value, values[f"{name}_id"])
+
+    plain = {name: values[name] for name in _PLAIN}
+    return State(position("cursor"), position("watermark"), **plain)
 
 
 def write(destination: Connection, key: str, state: State) -> None:

@@ -32,7 +32,7 @@ format: .venv/.dev  ## correct what can be corrected
 	$(BIN)/ruff format .
 
 LOCK = uv pip compile pyproject.toml - --extra demo --universal --python-version 3.10 \
-	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" -q
+	--generate-hashes --no-annotate --no-strip-extras --no-emit-index-url --custom-compile-command "make lock" -q
 lock:  ## write the lock files anew (needs uv)
 	echo 'hatchling>=1.27' | $(LOCK) -o requirements.lock
 	echo 'hatchling>=1.27' | $(LOCK) --group dev -o requirements-dev.lock

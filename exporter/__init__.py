@@ -1,0 +1,1 @@
+"""PostgreSQL to PostgreSQL, incrementally: lands raw rows for dbt."""

@@ -1,4 +1,4 @@
-"""What the two catalogs know of a table: its kind, its columns, and the types that raw gives them."""
+"""What the two catalogs know of a table: its kind, its columns, and their types in raw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,28 @@ from exporter.errors import SourceError, nearest
 
 # Their values point into one server's catalog, or have no input form.
 _TEXT_ONLY = frozenset(
-    ["regclass", "regcollation", "regconfig", "regdictionary", "regnamespace", "regoper", "regoperator", "regproc", "regprocedure", "regrole", "regtype", "aclitem", "pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list", "pg_brin_bloom_summary", "pg_brin_minmax_multi_summary", "gtsvector", "refcursor"]
+    [
+        "regclass",
+        "regcollation",
+        "regconfig",
+        "regdictionary",
+        "regnamespace",
+        "regoper",
+        "regoperator",
+        "regproc",
+        "regprocedure",
+        "regrole",
+        "regtype",
+        "aclitem",
+        "pg_node_tree",
+        "pg_ndistinct",
+        "pg_dependencies",
+        "pg_mcv_list",
+        "pg_brin_bloom_summary",
+        "pg_brin_minmax_multi_summary",
+        "gtsvector",
+        "refcursor",
+    ]
 )
 _FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
 

@@ -77,7 +77,7 @@ def load(keys: tuple[str, ...], project_dir: Path, environment: str | None, as_j
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def demo(rows: int, keep: bool) -> None:
     """Run the main job on an embedded PostgreSQL server."""
-    from exporter import demo as demonstration  # noqa: PLC0415
+    import exporter.demo as demonstration  # noqa: PLC0415
 
     demonstration.run(rows, keep)
 

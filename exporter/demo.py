@@ -146,7 +146,8 @@ def _show(analytics: str) -> None:
     names = "old_id, type_label, source, is_widget, to_partner_id, status"
     with psycopg.connect(analytics) as connection:
         rows = connection.execute(
-            f"select {names} from analytics.stat_event order by _exported_at desc, old_id limit 5".encode()  # noqa: S608
+            f"select {names} from analytics.stat_event"  # noqa: S608  our own names
+            " order by _exported_at desc, old_id limit 5".encode()
         ).fetchall()
     for row in [names.split(", "), *rows]:
         _say("  " + "".join(f"{'' if value is None else value!s:<18}" for value in row).rstrip())

@@ -93,15 +93,18 @@ class Server:
 
     @property
     def socket_dir(self) -> Path:
+        """The folder of the Unix socket."""
         return self.folder
 
     def url(self, database: str) -> str:
+        """Return the URL of a database, whether it is there or not."""
         return (
             f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_dir), safe='')}"
         )
 
     @property
     def log(self) -> str:
+        """What the server has logged."""
         with contextlib.suppress(OSError):
             return (self.folder / "log").read_text(errors="replace")
         return ""
@@ -120,6 +123,7 @@ class Server:
         command = ["initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
         done = subprocess.run(
             [str(self.binaries / command[0]), *command[1:], "--locale=C", "-N"],
+            check=False,
             capture_output=True,
             text=True,
             env=_clean_environment(),
@@ -145,7 +149,7 @@ class Server:
                 env=_clean_environment(),
                 cwd=self.folder,
                 start_new_session=True,  # Ctrl-C is for us; we stop the server in order
-                preexec_fn=_die_with_parent(),
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509  one call of the kernel
                 **self._as_account(),
             )
         deadline = time.monotonic() + START_TIMEOUT
@@ -171,7 +175,7 @@ class Server:
             process.kill()
             process.wait()
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> dict[str, Any]:
         if not self._account:
             return {}
         return {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
@@ -199,7 +203,7 @@ def running_server(settings: dict[str, str] | None = None) -> Iterator[Server]:
 def _short_temp() -> str:
     """Return a folder for temporary files whose socket paths stay under the kernel's 103 bytes."""
     folder = tempfile.gettempdir()
-    return folder if len(folder) < 60 and " " not in folder else "/tmp"
+    return folder if len(folder) < 60 and " " not in folder else "/tmp"  # noqa: S108  mkdtemp makes a private folder in it
 
 
 def _sweep() -> None:
@@ -215,7 +219,7 @@ def _sweep() -> None:
 
 
 def _unprivileged_account() -> pwd.struct_passwd | None:
-    """Return the account for the server: none for an ordinary user, ``postgres`` or ``nobody`` for root."""
+    """Return the server's account: none for an ordinary user, another one for root."""
     if os.geteuid() != 0:
         try:
             pwd.getpwuid(os.geteuid())
@@ -235,7 +239,7 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
 
 
 def _readable_by(path: Path, account: pwd.struct_passwd) -> bool:
-    """Tell whether every folder down to ``path`` can be entered by an account that owns none of it."""
+    """Tell whether an account that owns no folder down to ``path`` can enter them all."""
     return all(folder.stat().st_mode & 0o005 == 0o005 for folder in [path, *path.parents])
 
 

@@ -22,7 +22,7 @@ _ORDINAL = sql.Identifier("_exporter_row")
 
 @dataclass(frozen=True)
 class Raw:
-    """The raw table of a definition. ``stream`` is what is read: raw's columns, then hidden ones."""
+    """The raw table of a definition. ``stream`` is what is read: its columns and hidden ones."""
 
     definition: Definition
     columns: tuple[Column, ...]
@@ -279,7 +279,8 @@ class Staging:
                 destination.execute(sql.SQL("delete from {}").format(_STAGING))
                 destination.execute(
                     sql.SQL(
-                        "insert into {} select {} from _exporter_suspects where {} between %s and %s"
+                        "insert into {} select {} from _exporter_suspects"
+                        " where {} between %s and %s"
                     ).format(_STAGING, names, _ORDINAL),
                     (low, high),
                 )

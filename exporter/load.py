@@ -146,16 +146,18 @@ class _Load:
         try:
             # Locked before the snapshot is taken: a table that is rewritten between the two looks
             # empty to the snapshot, and the watermark would pass its rows.
-            with contextlib.suppress(psycopg.errors.WrongObjectType):
-                with self.source.transaction():
-                    self.source.execute(sql.SQL("lock table {} in access share mode").format(table))
+            with (
+                contextlib.suppress(psycopg.errors.WrongObjectType),
+                self.source.transaction(),
+            ):
+                self.source.execute(sql.SQL("lock table {} in access share mode").format(table))
         except psycopg.errors.UndefinedTable:
             self.source.execute("rollback")
             self.source.execute("begin isolation level repeatable read read only")
         except psycopg.errors.InsufficientPrivilege as error:
             raise SourceError(
                 f"{definition.where}: {first_line(error)}",
-                hint=f"grant select on {table.as_string(self.source)} to the role of DATABASE_URL_CORE",
+                hint=f"grant select on {table.as_string(self.source)} to DATABASE_URL_CORE's role",
             ) from None
         yield
         self.source.execute("commit")

@@ -47,7 +47,7 @@ create table if not exists {SCHEMA}._exporter_runs (
     error text
 );
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
-comment on table {SCHEMA}._exporter_state is 'dbt-exporter: the stored position, one row a definition';
+comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a definition';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
 """
 
@@ -132,7 +132,8 @@ def lock(destination: Connection, definition: Definition) -> None:
         pid, name, host, since = holder
         who = f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
     raise LockedError(
-        f"{definition.key}: another run holds the lock of {definition.schema}.{definition.table}: {who}",
+        f"{definition.key}: another run holds the lock of"
+        f" {definition.schema}.{definition.table}: {who}",
         hint="let it end, or stop it with select pg_terminate_backend(<session>)",
     )
 

@@ -54,7 +54,8 @@ def test_any_mix_of_changes(product: Workplace, seed: int) -> None:
         with psycopg.connect(product.core) as connection:
             connection.execute(
                 "update \"StatEvent\" set status = 'CANCEL', custom_attributes = null,"
-                " updated_at = clock_timestamp() at time zone 'UTC' where hashtext(id || %s) %% 7 = 0",
+                " updated_at = clock_timestamp() at time zone 'UTC'"
+                " where hashtext(id || %s) %% 7 = 0",
                 (str(chance.random()),),
             )
         product.load("StatEvent", BATCH_SIZE=str(chance.choice([7, 100, 50000])))
@@ -76,7 +77,8 @@ def test_model_takes_only_what_changed_and_a_second_run_writes_nothing(product: 
         run = product.dbt("run", "-s", "stat_event")
         written.append((load["rows_written"], "INSERT 0 2 " in run, "INSERT 0 0 " in run))
     assert written == [(2, True, False), (0, False, True)]
-    before = "select md5(string_agg(xmin::text || ctid::text, ',' order by ctid)) from analytics.stat_event"
+    versions = "select md5(string_agg(xmin::text || ctid::text, ',' order by ctid)) from "
+    before = versions + "analytics.stat_event"
     seen = product.query(product.analytics, before)
     product.load("StatEvent")
     product.dbt("run", "-s", "stat_event")
@@ -139,3 +141,19 @@ def test_second_run_is_locked_out(product: Workplace) -> None:
         done = product.run("exporter", "load", "StatEvent")
     assert done.returncode == 3
     assert "the other" in done.stderr
+
+
+def test_one_url_serves_both_tools_whatever_it_holds(product: Workplace) -> None:
+    fill(product.core, 1, 50)
+    product.query(
+        product.analytics,
+        'drop role if exists "we@i:r/d%";'
+        " create role \"we@i:r/d%\" login superuser password 'p@:/%'",
+    )
+    role = "we%40i%3Ar%2Fd%25:p%40%3A%2F%25@"
+    rest = product.analytics.partition("//")[2].rpartition("@")[2]
+    url = f"postgresql://{role}{rest}{'&' if '?' in rest else '?'}sslmode=prefer"
+    product.analytics = url
+    product.load("StatEvent")
+    product.dbt("build", "--quiet")
+    assert product.query(url, "select count(*) from analytics.stat_event") == [(48,)]

@@ -1,0 +1,166 @@
+"""Nothing lost, nothing twice: ties, kills, prepared transactions, duplicate keys, clocks."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import psycopg
+import pytest
+
+from tests.conftest import Workplace, compare, fill
+
+EVENT = 'public."StatEvent"'
+RAW = "analytics_raw.stat_event"
+ITEM = """
+- name: item
+  config:
+    meta:
+      exporter:
+        key: Item
+        source:
+          table: item
+          cursor: {field: at, id_field: id}
+        conflict_columns: [id]
+"""
+
+
+def _kill_midway(place: Workplace, key: str, after: float, **environment: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exporter", "load", key],
+        cwd=place.folder,
+        env={**place.environment, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(after)
+    process.kill()
+    process.wait()
+
+
+def _unlocked(place: Workplace) -> None:
+    """Wait until the server has noticed that the killed loader is gone."""
+    statement = "select count(*) from pg_stat_activity where application_name = 'dbt-exporter'"
+    for _ in range(100):
+        if place.query(place.analytics, statement + " and datname = current_database()") == [(0,)]:
+            return
+        time.sleep(0.1)
+
+
+def test_killed_at_random_moments(product: Workplace) -> None:
+    fill(product.core, 1, 20000)
+    chance = random.Random(1)
+    for _ in range(8):
+        _kill_midway(product, "StatEvent", chance.uniform(0.25, 0.8), BATCH_SIZE="500")
+        with psycopg.connect(product.core) as connection:
+            connection.execute(
+                "update \"StatEvent\" set tag = 'new', updated_at = now() at time zone 'UTC'"
+                " where hashtext(id || %s) %% 50 = 0",
+                (str(chance.random()),),
+            )
+        _unlocked(product)
+    product.load("StatEvent")
+    compare(product, EVENT, RAW)
+
+
+def test_killed_inside_a_tie(place: Workplace) -> None:
+    place.define(ITEM)
+    place.query(
+        place.core,
+        "create table item (id int primary key, at timestamptz not null);"
+        "insert into item values (0, '2020-01-01')",
+    )
+    place.load("Item")
+    place.query(
+        place.core, "insert into item select n, '2026-01-01' from generate_series(1, 20000) n"
+    )
+    for moment in (0.3, 0.4, 0.5):
+        _kill_midway(place, "Item", moment, BATCH_SIZE="100")
+        _unlocked(place)
+    place.load("Item", BATCH_SIZE="1000")
+    compare(place, "public.item", "analytics_raw.item")
+
+
+def test_prepared_transaction(product: Workplace) -> None:
+    fill(product.core, 1, 10)
+    product.load("StatEvent")
+    with psycopg.connect(product.core, autocommit=True) as connection:
+        connection.execute("begin")
+        connection.execute(
+            'insert into "StatEvent" (id, type, source, updated_at)'
+            " values ('late', 'click', 'api', now() at time zone 'UTC')"
+        )
+        connection.execute("prepare transaction 'late'")
+        for number in range(2):
+            fill(product.core, 11 + number, 11 + number)
+            product.load("StatEvent")
+        connection.execute("commit prepared 'late'")
+    assert product.load("StatEvent")["rows_written"] == 1
+    compare(product, EVENT, RAW)
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "date", "bigint"])
+@pytest.mark.parametrize("tie_breaker", [", id_field: id", ""])
+def test_late_commit_under_every_cursor(place: Workplace, kind: str, tie_breaker: str) -> None:
+    place.define(ITEM.replace(", id_field: id", tie_breaker))
+    value = "nextval('s')" if kind == "bigint" else "now()"
+    place.query(
+        place.core,
+        f"create sequence s; create table item (id int primary key, at {kind} not null)",
+    )
+    with psycopg.connect(place.core) as late:
+        late.execute(f"insert into item values (1, {value})".encode())
+        for number in (2, 3):
+            place.query(place.core, f"insert into item values ({number}, {value})")
+            place.load("Item")
+        late.commit()
+    place.load("Item")
+    compare(place, "public.item", "analytics_raw.item")
+    assert place.load("Item")["rows_written"] == 0
+
+
+def test_append_holds_back_what_an_open_transaction_could_precede(place: Workplace) -> None:
+    place.define(ITEM.replace("        conflict_columns: [id]\n", ""))
+    place.query(place.core, "create table item (id int primary key, at timestamptz not null)")
+    place.query(place.core, "insert into item values (1, now())")
+    time.sleep(0.3)  # what is younger than 0.1 s is held back, too
+    with psycopg.connect(place.core) as late:
+        late.execute("insert into item values (2, now())")
+        place.query(place.core, "insert into item values (3, now())")
+        time.sleep(0.2)
+        assert place.load("Item")["rows_read"] == 1
+        late.commit()
+    time.sleep(0.3)
+    assert place.load("Item")["rows_read"] == 2
+    assert place.load("Item")["rows_read"] == 0
+    compare(place, "public.item", "analytics_raw.item", "id, at")
+
+
+def test_stamps_grow_when_the_clock_goes_back(product: Workplace) -> None:
+    fill(product.core, 1, 10)
+    product.load("StatEvent")
+    product.query(product.analytics, f"update {RAW} set _exported_at = '2090-01-01'")
+    product.query(
+        product.analytics, "update analytics_raw._exporter_state set exported_at = '2090-01-01'"
+    )
+    product.dbt("build", "--quiet")
+    fill(product.core, 11, 12)
+    product.load("StatEvent")
+    product.dbt("run", "--quiet")
+    assert product.query(product.analytics, "select count(*) from analytics.stat_event") == [(12,)]
+
+
+def test_newest_of_duplicate_keys_wins(place: Workplace) -> None:
+    place.define(ITEM.replace("conflict_columns: [id]", "conflict_columns: [k]"))
+    place.query(
+        place.core,
+        "create table item (id int primary key, k int not null, at timestamptz not null);"
+        "insert into item values (1, 7, '2026-01-03'), (2, 7, '2026-01-02'), (3, 7, '2026-01-03')",
+    )
+    place.load("Item", BATCH_SIZE="1")
+    assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]
+    place.query(place.core, "insert into item values (4, 7, '2026-01-01')")
+    place.load("Item")
+    assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]

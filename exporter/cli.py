@@ -49,6 +49,7 @@ def load(keys: tuple[str, ...], project_dir: Path, environment: str | None, as_j
     root = project.find(project_dir)
     connection.load_environment(root, environment)
     chosen = project.choose(project.definitions(root), keys)
+    connection.use_profile(root)
     for variable in ("DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"):
         connection.url(variable)
     rows = _batch_size()

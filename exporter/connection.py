@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from exporter.errors import DatabaseError, SettingError
+from exporter.errors import DatabaseError, DefinitionError, SettingError
 
 Connection = psycopg.Connection[Any]
 # The text form of every value must mean the same on both sides, whatever the servers default to.
@@ -29,6 +30,18 @@ def load_environment(root: Path, name: str | None) -> None:
     from dotenv import load_dotenv  # noqa: PLC0415  only where there is a file
 
     load_dotenv(file)
+
+
+def use_profile(root: Path) -> None:
+    """Take the destination from the dbt profile where its variable is not set."""
+    if os.environ.get("DATABASE_URL_ANALYTICS"):
+        return
+    from exporter import profile  # noqa: PLC0415
+
+    with contextlib.suppress(DefinitionError):  # a profile that itself asks for the variable
+        found = profile.conninfo(root)
+        if found:
+            os.environ["DATABASE_URL_ANALYTICS"] = found
 
 
 def url(variable: str) -> str:

@@ -30,7 +30,7 @@ def find(start: Path) -> Path:
 
 def definitions(root: Path) -> list[Definition]:
     """Return every definition of the project, in the order of files. Raises UsageError's kinds."""
-    config = _read(root, root / "dbt_project.yml")
+    config = read(root / "dbt_project.yml")
     variables = config.get("vars") or {}
     found: list[Definition] = []
     for folder in config.get("model-paths") or ["models"]:
@@ -59,19 +59,20 @@ def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definiti
     return [by_key[key] for key in dict.fromkeys(keys)] if keys else everything
 
 
-def _read(root: Path, file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises DefinitionError."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
-        raise DefinitionError(f"{file.relative_to(root)}{line}: {problem}") from None
+        raise DefinitionError(f"{_shown(file)}{line}: {problem}") from None
     return content if isinstance(content, dict) else {}
 
 
 def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterator[Definition]:
-    for source in _read(root, file).get("sources") or []:
+    for source in read(file).get("sources") or []:
         for table in source.get("tables") or []:
             config = table.get("config") or {}
             meta = (config.get("meta") or {}).get("exporter")
@@ -79,11 +80,11 @@ def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterat
                 continue
             where = f"{file.relative_to(root)}:{_line(file, table['name'])}"
             yield parse(
-                _render(meta, variables, where),
+                render(meta, variables, where),
                 where=where,
                 source=source["name"],
-                table=_render(table.get("identifier") or table["name"], variables, where),
-                schema=_render(source.get("schema") or "analytics_raw", variables, where),
+                table=render(table.get("identifier") or table["name"], variables, where),
+                schema=render(source.get("schema") or "analytics_raw", variables, where),
             )
 
 
@@ -93,11 +94,15 @@ def _line(file: Path, name: str) -> int:
     return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), 1)
 
 
-def _render(value: Any, variables: dict[str, Any], where: str) -> Any:
+def render(value: Any, variables: dict[str, Any], where: str) -> Any:
+    """Return a YAML value with its Jinja rendered: env_var, var, and what a dbt profile has.
+
+    Raises DefinitionError.
+    """
     if isinstance(value, dict):
-        return {key: _render(item, variables, where) for key, item in value.items()}
+        return {key: render(item, variables, where) for key, item in value.items()}
     if isinstance(value, list):
-        return [_render(item, variables, where) for item in value]
+        return [render(item, variables, where) for item in value]
     if not isinstance(value, str) or "{{" not in value:
         return value
     import jinja2  # noqa: PLC0415  only where a value asks for it
@@ -116,8 +121,17 @@ def _render(value: Any, variables: dict[str, Any], where: str) -> Any:
         return found
 
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    for name in ("as_number", "as_text", "as_bool", "as_native"):
+        environment.filters[name] = lambda rendered: rendered
     try:
-        rendered = environment.from_string(value).render(env_var=env_var, var=var)
+        rendered = environment.from_string(value).render(
+            env_var=env_var, var=var, modules={"re": re}
+        )
     except jinja2.TemplateError as error:
         raise DefinitionError(f"{where}: {error}") from None
     return int(rendered) if rendered.isdigit() else rendered
+
+
+def _shown(file: Path) -> Path:
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file

@@ -157,3 +157,13 @@ def test_one_url_serves_both_tools_whatever_it_holds(product: Workplace) -> None
     product.load("StatEvent")
     product.dbt("build", "--quiet")
     assert product.query(url, "select count(*) from analytics.stat_event") == [(48,)]
+
+
+def test_destination_from_the_dbt_profile(product: Workplace) -> None:
+    fill(product.core, 1, 50)
+    done = product.run("exporter", "load", DATABASE_URL_ANALYTICS="")
+    assert (done.returncode, "DATABASE_URL_ANALYTICS is not set" in done.stderr) == (2, True)
+    profile = (product.folder / "profiles.yml").read_text().replace("DATABASE_URL_ANALYTICS", "OUR")
+    (product.folder / "profiles.yml").write_text(profile)
+    product.load("StatEvent", DATABASE_URL_ANALYTICS="", OUR=product.analytics)
+    compare(product, EVENT, RAW)

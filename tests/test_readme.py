@@ -1,0 +1,55 @@
+"""What the README tells a reader to type and to write works as it stands there."""
+
+from __future__ import annotations
+
+import re
+
+from tests.conftest import ROOT, Workplace
+
+README = (ROOT / "README.md").read_text()
+
+
+def _block(language: str) -> str:
+    found = re.search(rf"^( *)```{language}\n(.*?)^ *```", README, re.S | re.M)
+    assert found
+    return "\n".join(line.removeprefix(found[1]) for line in found[2].splitlines())
+
+
+def test_first_table_in_five_minutes(product: Workplace) -> None:
+    product.query(
+        product.core,
+        'create table "Customer" (id int primary key, email text, updated_at timestamp(3));'
+        " insert into \"Customer\" values (1, 'A@example.org', now()), (2, 'B@example.org', now());"
+        ' alter table "Customer" alter updated_at set not null',
+    )
+    (product.folder / "models" / "staging" / "_sources.yml").write_text(_block("yaml"))
+    for path in ("staging/stg_stat_event.sql", "marts/stat_event.sql"):
+        (product.folder / "models" / path).unlink()
+    for path in ("staging/stg_stat_event.yml", "marts/stat_event.yml"):
+        (product.folder / "models" / path).unlink()
+    (product.folder / "models" / "marts" / "customer.sql").write_text(_block("sql"))
+    (product.folder / "tests" / "dbt" / "stat_event_matches_staging.sql").unlink()
+    for number in (3, 4):
+        assert product.load("Customer")["status"] == "ok"
+        product.dbt("run", "-s", "customer")
+        product.query(
+            product.core,
+            f"insert into \"Customer\" values ({number}, 'C@example.org', now())",
+        )
+    emails = product.query(product.analytics, "select email from analytics.customer order by id")
+    assert emails == [("a@example.org",), ("b@example.org",), ("c@example.org",)]
+
+
+def test_every_key_variable_and_command_is_in_the_reference() -> None:
+    from exporter.cli import main
+    from exporter.definition import _KNOWN
+
+    for group, names in _KNOWN.items():
+        for name in names:
+            full = f"{group}.{name}" if group else name
+            if name not in ("source", "cursor"):
+                assert f"| `{full}` |" in README
+    for name, command in main.commands.items():
+        assert f"exporter {name}" in README
+        for option in (o for p in command.params for o in p.opts if o.startswith("--")):
+            assert option in README

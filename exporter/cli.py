@@ -39,8 +39,17 @@ def main() -> None:
     help="A folder in the dbt project.",
 )
 @click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")
+@click.option(
+    "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a definition.")
-def load(keys: tuple[str, ...], project_dir: Path, environment: str | None, as_json: bool) -> None:
+def load(
+    keys: tuple[str, ...],
+    project_dir: Path,
+    environment: str | None,
+    full_refresh: bool,
+    as_json: bool,
+) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
     from exporter import connection, project  # noqa: PLC0415
     from exporter.load import Result  # noqa: PLC0415
@@ -65,7 +74,9 @@ def load(keys: tuple[str, ...], project_dir: Path, environment: str | None, as_j
     statuses = []
     for definition in chosen:
         one = replace(definition, batch_rows=rows) if rows else definition
-        result = run(one, lambda line: click.echo(f"exporter: {line}", err=True))
+        result = run(
+            one, lambda line: click.echo(f"exporter: {line}", err=True), full_refresh=full_refresh
+        )
         finished(result)
         statuses.append(result.error.exit_status if result.error else 0)
     failed = [status for status in statuses if status]

@@ -41,6 +41,7 @@ class Result:
     """How a load ended."""
 
     key: str
+    command: str = "load"
     totals: Totals = field(default_factory=Totals)
     cursor: Position | None = None
     seconds: float = 0.0
@@ -54,9 +55,14 @@ class Result:
         return "locked" if isinstance(self.error, LockedError) else "failed"
 
 
-def load(definition: Definition, say: Callable[[str], None]) -> Result:
-    """Land what is new of one definition. Never raises ExporterError: the result carries it."""
-    result = Result(definition.key)
+def load(
+    definition: Definition, say: Callable[[str], None], *, full_refresh: bool = False
+) -> Result:
+    """Land what is new of one definition. Never raises ExporterError: the result carries it.
+
+    A full refresh reads everything, and removes from raw what is gone at the source.
+    """
+    result = Result(definition.key, "load --full-refresh" if full_refresh else "load")
     begin = time.monotonic()
     try:
         _with_retries(definition, result, say)
@@ -131,6 +137,10 @@ class _Load:
             base = replace(stored or State(), horizon=horizon.oldest_open, source=horizon.identity)
             if self._is_first(table, raw, stored):
                 current = self._first(table, raw, view, snapshot, stored, horizon)
+            elif self.result.command != "load":
+                landing.ensure_key(destination, raw)
+                self._replace(raw, view, snapshot, base)
+                return
             else:
                 landing.ensure_key(destination, raw)
                 current = self._increment(raw, view, snapshot, stored, horizon)
@@ -256,18 +266,43 @@ class _Load:
         if same and view.xmin_since:
             changed = self._select(raw, view, window.changed_since(view.xmin_since))
             self._land(raw, [changed], lambda _: current, view)
+        return replace(current, file=None, next_block=None, cursor=self._top(view))
+
+    def _top(self, view: window.Window) -> Position | None:
+        """Return the furthest position that the snapshot shows."""
+        field, kept = sql.Identifier(view.cursor.name), window.held_back(view)
+        newest = [sql.Identifier(c.name) + sql.SQL(" desc") for c in (view.cursor, view.id) if c]
         top = self.source.execute(
-            sql.SQL("select {}::text, {} from {} where {} is not null order by {} limit 1").format(
-                sql.Identifier(view.cursor.name),
+            sql.SQL("select {}::text, {} from {} where {} is not null and {}").format(
+                field,
                 sql.SQL("{}::text").format(sql.Identifier(view.id.name)) if view.id else sql.NULL,
                 self._from,
-                sql.Identifier(view.cursor.name),
-                sql.SQL(", ").join(
-                    sql.Identifier(c.name) + sql.SQL(" desc") for c in (view.cursor, view.id) if c
-                ),
+                field,
+                kept,
             )
+            + sql.SQL(" order by {} limit 1").format(sql.SQL(", ").join(newest))
         ).fetchone()
-        return replace(current, file=None, next_block=None, cursor=Position(*top) if top else None)
+        return Position(*top) if top else None
+
+    def _replace(
+        self, raw: landing.Raw, view: window.Window, snapshot: window.Snapshot, base: State
+    ) -> None:
+        """Make raw equal to the snapshot, in one transaction: readers see before or after."""
+        query = self._select(raw, view, window.held_back(view))
+        ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False))
+        try:
+            stream = iter(ahead)
+            with self.destination.transaction():
+                rows, size, _ = landing.Staging(self.destination, raw).fill(
+                    _batch(next(stream, END_OF_BATCH), stream), 1
+                )
+                order = [column for column in (view.cursor, view.id) if column]
+                written = landing.replace_all(self.destination, raw, self._stamp_of(0), order)
+                self.totals.rows_read, self.totals.rows_written = rows, written
+                self.totals.bytes, self.totals.batches = size, 1
+                self._finish(view, snapshot, base, State(cursor=self._top(view)))
+        finally:
+            ahead.stop(self.source)
 
     def _increment(
         self,
@@ -425,7 +460,7 @@ class _Load:
         state.record(
             self.destination,
             self.definition.key,
-            "load",
+            self.result.command,
             self.totals,
             status=status,
             value=now.cursor.value if now.cursor else None,
@@ -449,7 +484,7 @@ def _record_failure(definition: Definition, result: Result) -> None:
         state.record(
             destination,
             definition.key,
-            "load",
+            result.command,
             result.totals,
             status=result.status,
             value=result.cursor.value if result.cursor else None,

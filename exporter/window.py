@@ -291,7 +291,7 @@ def condition(
                 )
             )
     if window.upper is not None:
-        parts.append(sql.SQL("{} <= {}").format(field, _literal(window.cursor, window.upper)))
+        parts.append(held_back(window))
     inside = sql.SQL(" and ").join(parts) if parts else sql.SQL("true")
     if nulls != "load":
         return sql.SQL("{} and {} is not null").format(inside, field)
@@ -299,6 +299,15 @@ def condition(
         return inside
     late = changed_since(window.xmin_since) if window.xmin_since else sql.SQL("true")
     return sql.SQL("({} or ({} is null and {}))").format(inside, field, late)
+
+
+def held_back(window: Window) -> sql.Composable:
+    """Return the condition that keeps an append-only log behind the horizon; else true."""
+    if window.upper is None:
+        return sql.SQL("true")
+    return sql.SQL("{} <= {}").format(
+        sql.Identifier(window.cursor.name), _literal(window.cursor, window.upper)
+    )
 
 
 def changed_since(xid: str) -> sql.Composable:

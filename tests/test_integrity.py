@@ -164,3 +164,44 @@ def test_newest_of_duplicate_keys_wins(place: Workplace) -> None:
     place.query(place.core, "insert into item values (4, 7, '2026-01-01')")
     place.load("Item")
     assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]
+
+
+def test_full_refresh_removes_what_is_gone_and_shows_no_empty_table(product: Workplace) -> None:
+    fill(product.core, 1, 5000)
+    product.load("StatEvent")
+    product.query(product.analytics, f"create view seen as select * from {RAW}")
+    product.query(product.core, "delete from \"StatEvent\" where id > 'evt_000000004000'")
+    product.query(
+        product.core, "update \"StatEvent\" set tag = 'old' where id < 'evt_000000000011'"
+    )
+    counts = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exporter", "load", "StatEvent", "--full-refresh"],
+        cwd=product.folder,
+        env=product.environment,
+    )
+    with psycopg.connect(product.analytics, autocommit=True) as reader:
+        while process.poll() is None:
+            row = reader.execute("select count(*) from seen").fetchone()
+            counts.append(row[0] if row else 0)
+            time.sleep(0.01)
+    assert process.returncode == 0
+    assert set(counts) <= {5000, 4000}
+    compare(product, EVENT, RAW)
+    changed = (
+        f"select count(*) from {RAW} where _exported_at > (select min(_exported_at) from {RAW})"
+    )
+    assert product.query(product.analytics, changed) == [(10,)]
+    assert product.load("StatEvent")["rows_written"] == 0
+
+
+def test_full_refresh_of_an_append_only_log(place: Workplace) -> None:
+    place.define(ITEM.replace("        conflict_columns: [id]\n", ""))
+    place.query(place.core, "create table item (id int primary key, at timestamptz not null)")
+    place.query(place.core, "insert into item select n, now() from generate_series(1, 9) n")
+    time.sleep(0.3)
+    assert place.load("Item")["rows_read"] == 9
+    place.query(place.core, "delete from item where id > 5")
+    assert place.load("Item", "--full-refresh")["rows_read"] == 5
+    assert place.load("Item")["rows_read"] == 0
+    compare(place, "public.item", "analytics_raw.item", "id, at")

@@ -6,6 +6,7 @@ runs in a thread of its own, so that the source fills the buffer while the desti
 
 from __future__ import annotations
 
+import contextlib
 import select
 import sys
 import threading
@@ -166,7 +167,8 @@ class ReadAhead:
             running = not self._ended
             self._change.notify_all()
         if running:
-            connection.cancel_safe(timeout=5)
+            with contextlib.suppress(errors.Error):  # the server may be gone
+                connection.cancel_safe(timeout=5)
         self._thread.join()
 
     def _run(self, produce: Callable[[], Iterator[Block]]) -> None:

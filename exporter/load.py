@@ -22,7 +22,7 @@ from exporter.state import Position, State, Totals
 
 BATCH_SIZE = 8 * 1024 * 1024  # bytes of a batch, whatever batch_rows says
 BLOCKS = 2048  # a first load's batch: 16 MB of the source's pages
-ATTEMPTS = 5
+RETRIES = 6  # the waits between them add up to 16 s
 _TRANSIENT = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -76,24 +76,46 @@ def load(
 
 def _with_retries(definition: Definition, result: Result, say: Callable[[str], None]) -> None:
     reached = False
-    for attempt in range(1, ATTEMPTS + 1):
+
+    def attempt() -> None:
+        nonlocal reached
+        with contextlib.ExitStack() as stack:
+            destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
+            source = stack.enter_context(connect("DATABASE_URL_CORE"))
+            reached = True
+            _Load(definition, source, destination, result, say).run()
+
+    try:
         try:
-            with contextlib.ExitStack() as stack:
-                destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
-                source = stack.enter_context(connect("DATABASE_URL_CORE"))
-                reached = True
-                _Load(definition, source, destination, result, say).run()
-                return
-        except DatabaseError:
-            if not reached or attempt == ATTEMPTS:
-                raise
-        except _TRANSIENT as error:
-            if isinstance(error, _LASTING) or attempt == ATTEMPTS:
-                raise _database_error(definition, error) from None
-            say(f"{definition.key}: {first_line(error)}; connecting again")
-        except psycopg.Error as error:
-            raise _database_error(definition, error) from None
-        time.sleep(min(0.2 * 2**attempt, 10))
+            attempt()
+            return
+        except (psycopg.Error, DatabaseError) as error:
+            if not (reached and _is_transient(error)):
+                raise  # a server that was never there is told of at once
+            reason = first_line(error) if isinstance(error, psycopg.Error) else error.message
+            say(f"{definition.key}: {reason}; connecting again")
+        from tenacity import (  # noqa: PLC0415  only where something failed
+            Retrying,
+            retry_if_exception,
+            stop_after_attempt,
+            wait_exponential,
+        )
+
+        again = Retrying(
+            # The server may not have noticed yet that our last session, and its lock, is gone.
+            retry=retry_if_exception(lambda e: isinstance(e, LockedError) or _is_transient(e)),
+            stop=stop_after_attempt(RETRIES),
+            wait=wait_exponential(multiplier=0.25, max=10),
+            reraise=True,
+        )
+        again(attempt)
+    except psycopg.Error as error:
+        raise _database_error(definition, error) from None
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Tell whether the same load may well succeed on new connections."""
+    return isinstance(error, (*_TRANSIENT, DatabaseError)) and not isinstance(error, _LASTING)
 
 
 class _Load:

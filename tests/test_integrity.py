@@ -205,3 +205,33 @@ def test_full_refresh_of_an_append_only_log(place: Workplace) -> None:
     assert place.load("Item", "--full-refresh")["rows_read"] == 5
     assert place.load("Item")["rows_read"] == 0
     compare(place, "public.item", "analytics_raw.item", "id, at")
+
+
+@pytest.mark.parametrize("side", ["core", "analytics"])
+def test_sessions_terminated_in_the_middle(product: Workplace, side: str) -> None:
+    fill(product.core, 1, 100)
+    product.load("StatEvent")
+    fill(product.core, 101, 15000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exporter", "load", "StatEvent"],
+        cwd=product.folder,
+        env={**product.environment, "BATCH_SIZE": "200"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    terminated = 0
+    url = product.core if side == "core" else product.analytics
+    with psycopg.connect(url, autocommit=True) as connection:
+        while process.poll() is None and terminated < 3:
+            row = connection.execute(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity where"
+                " application_name = 'dbt-exporter' and datname = current_database()"
+                " and query ilike 'copy%' and state <> 'idle'"
+            ).fetchone()
+            terminated += row[0] if row else 0
+            time.sleep(0.05)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert terminated
+    assert "connecting again" in said
+    compare(product, EVENT, RAW)

@@ -1,6 +1,7 @@
 # Everything runs in .venv, made from the lock files. `make help` lists the targets.
 SHELL := /bin/sh
 BIN := .venv/bin
+SQL := models macros tests/dbt
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 # The first Python that really starts, is in range, and can make an environment.
 FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3; do \
@@ -25,11 +26,13 @@ test-long: .venv/.dev  ## run the tests in full
 check: .venv/.dev  ## lint, check formats and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/sqlfmt --check -q $(SQL)
 	$(BIN)/mypy
 
 format: .venv/.dev  ## correct what can be corrected
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/sqlfmt -q $(SQL)
 
 LOCK = uv pip compile pyproject.toml - --extra demo --universal --python-version 3.10 \
 	--generate-hashes --no-annotate --no-strip-extras --no-emit-index-url --custom-compile-command "make lock" -q

@@ -15,8 +15,7 @@
     {%- set order_by = (config.get('meta') or {}).get('upsert_order_by') -%}
     {%- if order_by -%}
         {%- set order_by = dbt_exporter.upsert_columns([order_by] if order_by is string else order_by, columns, 'upsert_order_by') -%}
-    {%- else -%}
-        {%- set order_by = ['"_exported_at"'] if '"_exported_at"' in names else [] -%}
+    {%- else -%} {%- set order_by = ['"_exported_at"'] if '"_exported_at"' in names else [] -%}
     {%- endif -%}
 
     {%- do dbt_exporter.ensure_unique_index(target, keys) -%}
@@ -32,16 +31,18 @@ from (
 left join {{ target }} as d
     on {% for key in keys %}t.{{ key }} = d.{{ key }}{{ ' and ' if not loop.last }}{% endfor %}
 where d.{{ keys[0] }} is null
-{%- if updated %}
-    -- the casts make both sides plain records, compared as a whole and whatever the types
+    {%- if updated %}
+        -- the casts make both sides plain records, compared as a whole and whatever the types
     or row({% for name in updated %}t.{{ name }}::{{ types[name] }}{{ ', ' if not loop.last }}{% endfor %})::record
     *<> row({% for name in updated %}d.{{ name }}{{ ', ' if not loop.last }}{% endfor %})::record
-{%- endif %}
+    {%- endif %}
 on conflict ({{ keys | join(', ') }})
-{%- if updated %} do update set
-    {% for name in updated %}{{ name }} = excluded.{{ name }}{{ ', ' if not loop.last }}{% endfor %}
-{%- else %} do nothing
-{%- endif %}
+    {%- if updated %} do update set
+        {% for name in updated %}
+            {{ name }} = excluded.{{ name }}{{ ', ' if not loop.last }}
+        {% endfor %}
+    {%- else %} do nothing
+    {%- endif %}
 {% endmacro %}
 
 
@@ -66,9 +67,7 @@ on conflict ({{ keys | join(', ') }})
         ~ " where attrelid = '" ~ (relation | string | replace("'", "''")) ~ "'::regclass and attnum > 0 and not attisdropped"
     ) -%}
     {%- set types = {} -%}
-    {%- for row in rows -%}
-        {%- do types.update({'"' ~ row[0] ~ '"': row[1]}) -%}
-    {%- endfor -%}
+    {%- for row in rows -%} {%- do types.update({'"' ~ row[0] ~ '"': row[1]}) -%} {%- endfor -%}
     {{ return(types) }}
 {% endmacro %}
 

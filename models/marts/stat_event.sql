@@ -10,21 +10,17 @@
     )
 }}
 
-with events as (
+with
+    events as (
 
-    select * from {{ ref('stg_stat_event') }}
+        select *
+        from {{ ref('stg_stat_event') }}
 
-    {% if is_incremental() %}
-    where {{ dbt_exporter.new_rows('_exported_at') }}
-    {% endif %}
+        {% if is_incremental() %} where {{ dbt_exporter.new_rows('_exported_at') }} {% endif %}
 
-),
+    ),
 
-types as (
-
-    select * from {{ ref('stat_event_types') }}
-
-)
+    types as (select * from {{ ref('stat_event_types') }})
 
 select
     events.old_id,

@@ -7,10 +7,14 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from exporter.errors import ExporterError, SettingError
+from exporter.errors import ExporterError, SettingError, UsageError
+
+if TYPE_CHECKING:
+    from exporter.definition import Definition
 
 
 class _Group(click.Group):
@@ -30,58 +34,147 @@ def main() -> None:
     """PostgreSQL to PostgreSQL, incrementally, for teams that standardize on dbt."""
 
 
-@main.command()
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
-@click.option(
+_project_dir = click.option(
     "--project-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=".",
     help="A folder in the dbt project.",
 )
-@click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")
-@click.option(
-    "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
+_environment = click.option(
+    "--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a definition.")
-def load(
-    keys: tuple[str, ...],
-    project_dir: Path,
-    environment: str | None,
-    full_refresh: bool,
-    as_json: bool,
-) -> None:
-    """Land what is new at the source. Without a KEY, all definitions."""
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a definition.")
+
+
+def _chosen(
+    project_dir: Path, environment: str | None, keys: tuple[str, ...], *variables: str
+) -> list[Definition]:
+    """Return the definitions that the call names, after a look at the databases' URLs."""
     from exporter import connection, project  # noqa: PLC0415
-    from exporter.load import Result  # noqa: PLC0415
-    from exporter.load import load as run  # noqa: PLC0415
 
     root = project.find(project_dir)
     connection.load_environment(root, environment)
     chosen = project.choose(project.definitions(root), keys)
     connection.use_profile(root)
-    for variable in ("DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"):
+    for variable in variables:
         connection.url(variable)
+    return chosen
+
+
+@main.command()
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@_project_dir
+@_environment
+@click.option(
+    "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
+)
+@click.option("--since", metavar="VALUE", help="Land again rows whose cursor is VALUE or later …")
+@click.option("--until", metavar="VALUE", help="… and earlier than VALUE. The position stays.")
+@_json
+def load(
+    keys: tuple[str, ...],
+    project_dir: Path,
+    environment: str | None,
+    full_refresh: bool,
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """Land what is new at the source. Without a KEY, all definitions."""
+    from exporter.load import load as run  # noqa: PLC0415
+    from exporter.window import Span  # noqa: PLC0415
+
+    span = Span(since, until) if since is not None or until is not None else None
+    if span and full_refresh:
+        raise UsageError("--full-refresh reads everything: leave out --since and --until")
+    if span and not keys:
+        raise UsageError(
+            "--since and --until need a KEY", hint="exporter load KEY --since VALUE --until VALUE"
+        )
+    chosen = _chosen(project_dir, environment, keys, "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS")
+    for definition in chosen:
+        if span and definition.mode == "append":
+            raise UsageError(
+                f"{definition.where}: {definition.key} is append-only: a backfill would land its"
+                " rows twice",
+                hint="give it conflict_columns, or run with --full-refresh",
+            )
     rows = _batch_size()
-
-    def finished(result: Result) -> None:
-        if as_json:
-            click.echo(_json(result))
-        if result.error:
-            click.echo(f"exporter: {result.error}", err=True)
-        else:
-            click.echo(_summary(result), err=as_json)
-
     statuses = []
     for definition in chosen:
-        one = replace(definition, batch_rows=rows) if rows else definition
         result = run(
-            one, lambda line: click.echo(f"exporter: {line}", err=True), full_refresh=full_refresh
+            replace(definition, batch_rows=rows) if rows else definition,
+            lambda line: click.echo(f"exporter: {line}", err=True),
+            full_refresh=full_refresh,
+            span=span,
         )
-        finished(result)
-        statuses.append(result.error.exit_status if result.error else 0)
-    failed = [status for status in statuses if status]
-    if failed:
-        sys.exit(failed[0] if len(set(failed)) == 1 and failed[0] == 3 else 1)
+        if as_json:
+            click.echo(result.as_json())
+        if result.error:
+            click.echo(f"exporter: {result.error}", err=True)
+            statuses.append(result.error.exit_status)
+        else:
+            click.echo(str(result), err=as_json)
+    if statuses:
+        sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
+
+
+@main.group()
+def state() -> None:
+    """Show, forget or set the stored position of a definition."""
+
+
+@state.command()
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@_project_dir
+@_environment
+@_json
+def show(keys: tuple[str, ...], project_dir: Path, environment: str | None, as_json: bool) -> None:
+    """Print the stored positions. Without a KEY, of all definitions."""
+    from exporter import positions  # noqa: PLC0415
+
+    chosen = _chosen(project_dir, environment, keys, "DATABASE_URL_ANALYTICS")
+    for one in positions.show(chosen):
+        click.echo(json.dumps(one) if as_json else positions.line(one))
+
+
+@state.command()
+@click.argument("key", metavar="KEY")
+@_project_dir
+@_environment
+@_json
+def reset(key: str, project_dir: Path, environment: str | None, as_json: bool) -> None:
+    """Forget the position: the next load reads everything, and rewrites only what differs."""
+    from exporter import positions  # noqa: PLC0415
+
+    chosen = _chosen(project_dir, environment, (key,), "DATABASE_URL_ANALYTICS")
+    one = positions.reset(chosen[0])
+    click.echo(json.dumps(one) if as_json else positions.line(one))
+
+
+@state.command("set")
+@click.argument("key", metavar="KEY")
+@click.argument("value", metavar="VALUE")
+@click.argument("id", metavar="[ID]", required=False)
+@_project_dir
+@_environment
+@_json
+def set_position(
+    key: str,
+    value: str,
+    id: str | None,
+    project_dir: Path,
+    environment: str | None,
+    as_json: bool,
+) -> None:
+    """Go on behind VALUE (and ID), as if that row of the source were the last one landed."""
+    from exporter import positions  # noqa: PLC0415
+
+    chosen = _chosen(
+        project_dir, environment, (key,), "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
+    )
+    one = positions.set_to(chosen[0], value, id)
+    click.echo(json.dumps(one) if as_json else positions.line(one))
 
 
 @main.command()
@@ -101,38 +194,3 @@ def _batch_size() -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise SettingError(f"BATCH_SIZE={text} is not a whole number above 0")
     return int(text)
-
-
-def _json(result: object) -> str:
-    from exporter.load import Result  # noqa: PLC0415
-
-    assert isinstance(result, Result)
-    totals, cursor = result.totals, result.cursor
-    return json.dumps(
-        {
-            "key": result.key,
-            "status": result.status,
-            "rows_read": totals.rows_read,
-            "rows_written": totals.rows_written,
-            "rows_unchanged": totals.rows_unchanged,
-            "batches": totals.batches,
-            "bytes": totals.bytes,
-            "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
-            "seconds": round(result.seconds, 3),
-            "error": str(result.error) if result.error else None,
-        }
-    )
-
-
-def _summary(result: object) -> str:
-    from exporter.load import Result  # noqa: PLC0415
-
-    assert isinstance(result, Result)
-    totals, cursor = result.totals, result.cursor
-    place = "nothing yet"
-    if cursor:
-        place = cursor.value + (f", {cursor.id}" if cursor.id else "")
-    return (
-        f"{result.key}: {totals.rows_read:,} rows read, {totals.rows_written:,} written,"
-        f" {totals.rows_unchanged:,} unchanged in {result.seconds:.1f} s; cursor {place}"
-    )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from psycopg import sql
+
 from exporter.errors import DefinitionError
 
 _KNOWN = {
@@ -36,6 +38,11 @@ class Definition:
     conflict_columns: tuple[str, ...]
     mode: str
     batch_rows: int
+
+    @property
+    def source(self) -> sql.Identifier:
+        """The qualified name of what is read."""
+        return sql.Identifier(self.source_schema, self.source_table)
 
     @property
     def time_lookback(self) -> timedelta:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from psycopg import sql
 
@@ -59,6 +59,9 @@ class Position:
     value: str
     id: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.value}, {self.id}" if self.id is not None else self.value
+
 
 @dataclass(frozen=True)
 class State:
@@ -81,23 +84,6 @@ class State:
     exported_at: str | None = None
 
 
-@dataclass
-class Totals:
-    """What one run did. ``rows_read`` left the source, ``rows_written`` changed in raw."""
-
-    rows_read: int = 0
-    rows_written: int = 0
-    batches: int = 0
-    bytes: int = 0
-    run_id: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def rows_unchanged(self) -> int:
-        """Rows that were read and were in raw already as they are."""
-        return self.rows_read - self.rows_written
-
-
 _POSITIONS = ("cursor", "watermark")
 _PLAIN = [one.name for one in fields(State) if one.name not in _POSITIONS]
 _COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
@@ -105,12 +91,17 @@ _COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PL
 
 def create_tables(destination: Connection) -> None:
     """Create the two tables where they are missing."""
-    row = destination.execute("select to_regclass(%s)", (f"{SCHEMA}._exporter_runs",)).fetchone()
-    if row and row[0] is None:
+    if not tables_exist(destination):
         # Two first runs at once would both try: creating is not atomic under "if not exists".
         with destination.transaction():
             destination.execute("select pg_advisory_xact_lock(%s)", (_number(SCHEMA),))
             destination.execute(_TABLES)
+
+
+def tables_exist(destination: Connection) -> bool:
+    """Tell whether anything has ever been loaded here."""
+    row = destination.execute("select to_regclass(%s)", (f"{SCHEMA}._exporter_runs",)).fetchone()
+    return bool(row and row[0])
 
 
 def lock(destination: Connection, definition: Definition) -> None:
@@ -138,8 +129,8 @@ def lock(destination: Connection, definition: Definition) -> None:
     )
 
 
-def read(destination: Connection, key: str) -> State | None:
-    """Return what is remembered of a definition, None before its first load."""
+def read(destination: Connection, key: str) -> State:
+    """Return what is remembered of a definition: nothing before its first load."""
     names = sql.SQL(", ").join(
         sql.SQL("{}::text").format(sql.Identifier(name))
         if name == "exported_at"
@@ -150,7 +141,7 @@ def read(destination: Connection, key: str) -> State | None:
         sql.SQL("select {} from {} where key = %s").format(names, _table("_exporter_state")), (key,)
     ).fetchone()
     if row is None:
-        return None
+        return State()
     values = dict(zip(_COLUMNS, row, strict=True))
 
     def position(name: str) -> Position | None:
@@ -186,15 +177,7 @@ def write(destination: Connection, key: str, state: State) -> None:
     )
 
 
-def forget(destination: Connection, key: str) -> bool:
-    """Remove the stored position; tell whether there was one."""
-    done = destination.execute(
-        sql.SQL("delete from {} where key = %s").format(_table("_exporter_state")), (key,)
-    )
-    return done.rowcount > 0
-
-
-def stamp(destination: Connection, state: State | None) -> str:
+def stamp(destination: Connection, state: State) -> str:
     """Return the ``_exported_at`` of a load's first batch.
 
     It is after every stamp given before, also where the server's clock was set back: a model that
@@ -202,45 +185,10 @@ def stamp(destination: Connection, state: State | None) -> str:
     """
     row = destination.execute(
         "select greatest(clock_timestamp(), %s::timestamptz + interval '1 microsecond')::text",
-        (state.exported_at if state else None,),
+        (state.exported_at,),
     ).fetchone()
     assert row is not None
     return str(row[0])
-
-
-def record(
-    destination: Connection, key: str, command: str, totals: Totals, **end: str | None
-) -> None:
-    """Write the run's row: ``running`` until ``end`` gives status, cursor and error."""
-    if totals.run_id is None:
-        row = destination.execute(
-            sql.SQL(
-                "insert into {} (key, command, status) values (%s, %s, 'running') returning id"
-            ).format(_table("_exporter_runs")),
-            (key, command),
-        ).fetchone()
-        assert row is not None
-        totals.run_id = row[0]
-    destination.execute(
-        sql.SQL(
-            "update {} set status = %s, rows_read = %s, rows_written = %s, rows_unchanged = %s,"
-            " batches = %s, bytes = %s, cursor_value = %s, cursor_id = %s, error = %s,"
-            " finished_at = case when %s <> 'running' then clock_timestamp() end where id = %s"
-        ).format(_table("_exporter_runs")),
-        (
-            end.get("status", "running"),
-            totals.rows_read,
-            totals.rows_written,
-            totals.rows_unchanged,
-            totals.batches,
-            totals.bytes,
-            end.get("value"),
-            end.get("id"),
-            end.get("error"),
-            end.get("status", "running"),
-            totals.run_id,
-        ),
-    )
 
 
 def advanced(

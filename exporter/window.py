@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psycopg
 from psycopg import sql
 
 from exporter.catalog import Column, Table, missing_column
 from exporter.connection import Connection
 from exporter.definition import Definition
-from exporter.errors import DefinitionError, SourceError
+from exporter.errors import DefinitionError, SourceError, UsageError
 from exporter.state import Position, State
 
 _TIMES = ("timestamp without time zone", "timestamp with time zone", "date")
@@ -59,6 +60,14 @@ class Window:
     lookback: timedelta | int
     xmin_since: str | None  # rows at or before ``State.cursor`` are read only from this xid on
     pending: tuple[str, str] | None  # to be stored: an integer seen, and when
+
+
+@dataclass(frozen=True)
+class Span:
+    """Cursor values of a backfill, as they were typed: from ``since`` to before ``until``."""
+
+    since: str | None
+    until: str | None
 
 
 # One statement: prepared transactions are looked at after the open sessions, so that a
@@ -130,7 +139,7 @@ def _base(column: Column) -> str:
     return head + rest.partition(")")[2] if rest else head
 
 
-def observe(source: Connection, definition: Definition, state: State | None) -> Horizon:
+def observe(source: Connection, definition: Definition, state: State) -> Horizon:
     """Look at what is open on the source. Must run before the snapshot is taken."""
     top, top_at = _top(source, definition)
     row = source.execute(_OPEN).fetchone()
@@ -141,7 +150,7 @@ def observe(source: Connection, definition: Definition, state: State | None) -> 
     if prepared[0]:
         # When a prepared transaction began is not recorded. It was open, or had not begun, when
         # we last looked, so it began at or after that horizon.
-        oldest = (state.horizon if state else None) or "-infinity"
+        oldest = state.horizon or "-infinity"
     return Horizon(clock, oldest, blind, standby, _identity(source), top, top_at)
 
 
@@ -157,7 +166,7 @@ def _top(source: Connection, definition: Definition) -> tuple[str | None, str | 
         return None, None
     statement = sql.SQL("select max({})::text, clock_timestamp()::text from {}").format(
         sql.Identifier(definition.cursor),
-        sql.Identifier(definition.source_schema, definition.source_table),
+        definition.source,
     )
     row = source.execute(statement).fetchone()
     assert row is not None
@@ -178,17 +187,16 @@ def _identity(source: Connection) -> str:
     return str(row[0]) if row else ""
 
 
-def take_snapshot(source: Connection, state: State | None, horizon: Horizon) -> Snapshot:
+def take_snapshot(source: Connection, state: State, horizon: Horizon) -> Snapshot:
     """Return what the running REPEATABLE READ transaction sees."""
     row = source.execute(
         "select pg_snapshot_xmin(pg_current_snapshot())::text,"
         " pg_snapshot_xmax(pg_current_snapshot())::text"
     ).fetchone()
     assert row is not None
-    stored = int(state.snapshot_xmin) if state and state.snapshot_xmin else None
+    stored = int(state.snapshot_xmin) if state.snapshot_xmin else None
     usable = (
         stored is not None
-        and state is not None
         and state.source == horizon.identity
         and 0 <= int(row[1]) - stored < _XID_TRUST
     )
@@ -199,7 +207,7 @@ def decide(
     source: Connection,
     definition: Definition,
     table: Table,
-    state: State | None,
+    state: State,
     horizon: Horizon,
     snapshot: Snapshot,
 ) -> Window:
@@ -214,7 +222,7 @@ def decide(
         lookback = definition.integer_lookback
         safe, pending = _safe_number(state, horizon, lookback)
     xmin = None
-    if table.has_xmin and snapshot.xid_usable and state is not None:
+    if table.has_xmin and snapshot.xid_usable:
         xmin = str(int(state.snapshot_xmin or 0) % 2**32)
     return Window(
         cursor=cursor,
@@ -228,7 +236,7 @@ def decide(
 
 
 def _safe_time(
-    source: Connection, cursor: Column, state: State | None, horizon: Horizon, lookback: timedelta
+    source: Connection, cursor: Column, state: State, horizon: Horizon, lookback: timedelta
 ) -> str | None:
     kind = _base(cursor)
     digits = cursor.typmod if cursor.typmod >= 0 else 6
@@ -246,7 +254,7 @@ def _safe_time(
             " then %(far)s::timestamp - %(clock)s::timestamptz::timestamp else interval '0' end,"
             " interval '0'), interval '-12 hours'))::text"
         )
-    far = state.cursor.value if state and state.cursor else None
+    far = state.cursor.value if state.cursor else None
     row = source.execute(
         statement,
         {"open": horizon.oldest_open, "back": back, "clock": horizon.clock, "far": far},
@@ -255,7 +263,7 @@ def _safe_time(
 
 
 def _safe_number(
-    state: State | None, horizon: Horizon, lookback: int
+    state: State, horizon: Horizon, lookback: int
 ) -> tuple[str | None, tuple[str, str] | None]:
     """Return the safe value, and the observation to keep.
 
@@ -265,14 +273,14 @@ def _safe_number(
     seen = (horizon.top, horizon.top_at) if horizon.top and horizon.top_at else None
     pending = (
         (state.pending_value, state.pending_at)
-        if state and state.pending_value and state.pending_at
+        if state.pending_value and state.pending_at
         else None
     )
     if seen and horizon.oldest_open > seen[1]:
         return str(int(seen[0]) - lookback - 1), None
     if pending and horizon.oldest_open > pending[1]:
         return str(int(pending[0]) - lookback - 1), seen
-    previous = state.watermark.value if state and state.watermark else None
+    previous = state.watermark.value if state.watermark else None
     return previous, pending or seen
 
 
@@ -324,6 +332,32 @@ def after(window: Window, position: Position) -> sql.Composable:
     return sql.SQL("({}, {}) > ({}, {})").format(
         field, sql.Identifier(window.id.name), value, _literal(window.id, position.id)
     )
+
+
+def within(source: Connection, window: Window, span: Span) -> sql.Composable:
+    """Return the condition for rows of a span. Raises UsageError for what is no cursor value."""
+    field = sql.Identifier(window.cursor.name)
+    parts: list[sql.Composable] = [sql.SQL("{} is not null").format(field)]
+    for option, sign, text in (("--since", ">=", span.since), ("--until", "<", span.until)):
+        if text is not None:
+            value = typed(source, window.cursor, text, option)
+            parts.append(
+                sql.SQL("{} {} {}").format(field, sql.SQL(sign), _literal(window.cursor, value))
+            )
+    return sql.SQL(" and ").join(parts)
+
+
+def typed(source: Connection, column: Column, text: str, option: str) -> str:
+    """Return PostgreSQL's own text of a value that a person typed. Raises UsageError."""
+    try:
+        row = source.execute(sql.SQL("select {}::text").format(_literal(column, text))).fetchone()
+    except psycopg.DataError:
+        example = "'2026-01-31 12:00'" if is_time(column) else "42" if is_number(column) else None
+        raise UsageError(
+            f"{option} {text!r} is no {column.type}, which {column.name} is",
+            hint=f"write it such as {example}" if example else None,
+        ) from None
+    return str(row[0]) if row else text
 
 
 def order(window: Window, nulls: str) -> sql.Composable:

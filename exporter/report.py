@@ -1,0 +1,115 @@
+"""What a run did, and where it is told: a line, a JSON object, a row of ``_exporter_runs``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+
+from psycopg import sql
+
+from exporter.connection import Connection
+from exporter.errors import ExporterError, LockedError
+from exporter.state import SCHEMA, Position
+
+
+@dataclass
+class Totals:
+    """What one run did. ``rows_read`` left the source, ``rows_written`` changed in raw."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    batches: int = 0
+    bytes: int = 0
+
+    @property
+    def rows_unchanged(self) -> int:
+        """Rows that were read and were in raw already as they are."""
+        return self.rows_read - self.rows_written
+
+
+@dataclass
+class Result:
+    """How a load ended. ``command`` is what the record of runs calls it."""
+
+    key: str
+    command: str = "load"
+    totals: Totals = field(default_factory=Totals)
+    cursor: Position | None = None
+    seconds: float = 0.0
+    error: ExporterError | None = None
+    run_id: int | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``failed``, or ``locked`` by another run."""
+        if self.error is None:
+            return "ok"
+        return "locked" if isinstance(self.error, LockedError) else "failed"
+
+    def as_json(self) -> str:
+        """Return the one-line object of ``--json``."""
+        totals, cursor = self.totals, self.cursor
+        return json.dumps(
+            {
+                "key": self.key,
+                "status": self.status,
+                "rows_read": totals.rows_read,
+                "rows_written": totals.rows_written,
+                "rows_unchanged": totals.rows_unchanged,
+                "batches": totals.batches,
+                "bytes": totals.bytes,
+                "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
+                "seconds": round(self.seconds, 3),
+                "error": str(self.error) if self.error else None,
+            }
+        )
+
+    def __str__(self) -> str:
+        totals = self.totals
+        return (
+            f"{self.key}: {totals.rows_read:,} rows read, {totals.rows_written:,} written,"
+            f" {totals.rows_unchanged:,} unchanged in {self.seconds:.1f} s;"
+            f" cursor {self.cursor or 'nothing yet'}"
+        )
+
+
+def record(destination: Connection, result: Result, status: str) -> None:
+    """Write the run's row: ``running`` until its last call, which says how the run ended."""
+    totals, cursor = result.totals, result.cursor
+    values = {
+        "key": result.key,
+        "command": result.command,
+        "status": status,
+        "rows_read": totals.rows_read,
+        "rows_written": totals.rows_written,
+        "rows_unchanged": totals.rows_unchanged,
+        "batches": totals.batches,
+        "bytes": totals.bytes,
+        "cursor_value": cursor.value if cursor else None,
+        "cursor_id": cursor.id if cursor else None,
+        "error": result.error.message if result.error else None,
+    }
+    table = sql.Identifier(SCHEMA, "_exporter_runs")
+    names = sql.SQL(", ").join(sql.Identifier(name) for name in values)
+    marks = sql.SQL(", ").join([sql.Placeholder()] * len(values))
+    ended = sql.SQL("null" if status == "running" else "clock_timestamp()")
+    if result.run_id is not None:
+        done = destination.execute(
+            sql.SQL("update {} set ({}, finished_at) = ({}, {}) where id = %s").format(
+                table, names, marks, ended
+            ),
+            [*values.values(), result.run_id],
+        )
+        if done.rowcount:  # not so where the row went with a batch that was rolled back
+            return
+    row = destination.execute(
+        sql.SQL(
+            "insert into {} ({}, finished_at, started_at) values"
+            " ({}, {}, clock_timestamp() - make_interval(secs => %s)) returning id"
+        ).format(table, names, marks, ended),
+        [*values.values(), time.monotonic() - result.began],
+    ).fetchone()
+    assert row is not None
+    result.run_id = row[0]

@@ -48,8 +48,9 @@ def _unlocked(place: Workplace) -> None:
         time.sleep(0.1)
 
 
-def test_killed_inside_a_tie(place: Workplace) -> None:
-    place.define(ITEM)
+@pytest.mark.parametrize("tie_breaker", [", id_field: id", ""])
+def test_killed_inside_a_tie(place: Workplace, tie_breaker: str) -> None:
+    place.define(ITEM.replace(", id_field: id", tie_breaker))
     place.query(
         place.core,
         "create table item (id int primary key, at timestamptz not null);"
@@ -57,10 +58,10 @@ def test_killed_inside_a_tie(place: Workplace) -> None:
     )
     place.load("Item")
     place.query(
-        place.core, "insert into item select n, '2026-01-01' from generate_series(1, 20000) n"
+        place.core, "insert into item select n, '2026-01-01' from generate_series(1, 50000) n"
     )
     for moment in (0.3, 0.4, 0.5):
-        _kill_midway(place, "Item", moment, BATCH_SIZE="100")
+        _kill_midway(place, "Item", moment, BATCH_SIZE="1000")
         _unlocked(place)
     place.load("Item", BATCH_SIZE="1000")
     compare(place, "public.item", "analytics_raw.item")
@@ -143,12 +144,13 @@ def test_newest_of_duplicate_keys_wins(place: Workplace) -> None:
     place.query(
         place.core,
         "create table item (id int primary key, k int not null, at timestamptz not null);"
-        "insert into item values (1, 7, '2026-01-03'), (2, 7, '2026-01-02'), (3, 7, '2026-01-03')",
+        "insert into item select n, 7, now() - (array[60, 120, 60])[n] * interval '1 second'"
+        " from generate_series(1, 3) n",
     )
     place.load("Item", BATCH_SIZE="1")
     assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]
-    place.query(place.core, "insert into item values (4, 7, '2026-01-01')")
-    place.load("Item")
+    place.query(place.core, "insert into item values (4, 7, now() - interval '2 minutes')")
+    assert place.load("Item")["rows_read"] == 1
     assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]
 
 

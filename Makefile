@@ -9,7 +9,7 @@ FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 pyt
 	>/dev/null 2>&1 && { echo $$p; exit 0; }; done; \
 	echo 'Python 3.10 to 3.13 with venv is needed: install it, or name it: make PYTHON=/path/python3' >&2; exit 1
 
-.PHONY: help demo test test-long check format lock clean
+.PHONY: help demo test test-long bench check format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ —/'
@@ -23,6 +23,9 @@ test: .venv/.dev  ## run the tests, the long ones shortened
 test-long: .venv/.dev  ## run the tests in full
 	@$(BIN)/python -m pytest $(ARGS)
 
+bench: .venv/.runtime .bench/.done  ## measure beside a raw pipe, postgres_fdw and dlt
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 check: .venv/.dev  ## lint, check formats and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,14 +37,15 @@ format: .venv/.dev  ## correct what can be corrected
 	$(BIN)/ruff format .
 	$(BIN)/sqlfmt -q $(SQL)
 
-LOCK = uv pip compile pyproject.toml - --extra demo --universal --python-version 3.10 \
-	--generate-hashes --no-annotate --no-strip-extras --no-emit-index-url --custom-compile-command "make lock" -q
+LOCK = uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate \
+	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock" -q
 lock:  ## write the lock files anew (needs uv)
-	echo 'hatchling>=1.27' | $(LOCK) -o requirements.lock
-	echo 'hatchling>=1.27' | $(LOCK) --group dev -o requirements-dev.lock
+	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --extra demo -o requirements.lock
+	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --extra demo --group dev -o requirements-dev.lock
+	$(LOCK) --group bench -o requirements-bench.lock
 
 clean:  ## remove what make and dbt made
-	rm -rf .venv target logs
+	rm -rf .venv .bench target logs
 
 .venv/bin/python:
 	@python=$$($(FIND_PYTHON)) && $$python -m venv .venv
@@ -55,4 +59,10 @@ clean:  ## remove what make and dbt made
 .venv/.dev: .venv/.runtime requirements-dev.lock
 	@echo 'Installing what requirements-dev.lock names into .venv …'
 	@$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.bench/.done: requirements-bench.lock
+	@echo 'Installing what requirements-bench.lock names into .bench …'
+	@python=$$($(FIND_PYTHON)) && $$python -m venv .bench
+	@.bench/bin/python -m pip --disable-pip-version-check -q install --require-hashes -r requirements-bench.lock
 	@touch $@

@@ -7,6 +7,7 @@ runs in a thread of its own, so that the source fills the buffer while the desti
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import sys
 import threading
@@ -22,14 +23,18 @@ from exporter.connection import Connection
 BLOCK = 48 * 1024  # bytes; smaller and larger blocks both cost more time a row
 AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
 _SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks again
+_LONG = 1024  # bytes of a value that is no cursor and no key
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows in COPY's format. ``last`` is the last row of them."""
+    """Some rows in COPY's format. ``last`` is the last row of them; a large one lacks its values.
 
-    data: bytes
+    A large row is alone in its block, as a view of libpq's memory.
+    """
+
+    data: bytes | memoryview
     rows: int
     last: bytes
 
@@ -69,7 +74,8 @@ def copy_out(
     while True:
         length, data = pgconn.get_copy_data(1)
         if length > 0:
-            row = bytes(data)
+            large = length > BLOCK
+            row = (b"" if binary else _shortened(data)) if large else bytes(data)
             if (batch_rows >= most_rows or batch_size >= most_size) and not (
                 limit and limit.tied and limit.tied(last, row)
             ):
@@ -77,18 +83,23 @@ def copy_out(
                     yield Block(b"".join(rows), len(rows), last)
                 yield END_OF_BATCH
                 rows, size, batch_rows, batch_size = [], 0, 0, 0
-            rows.append(row)
-            last = row
-            size += length
             batch_rows += 1
             batch_size += length
-            if size >= BLOCK:
-                block = Block(b"".join(rows) if len(rows) > 1 else row, len(rows), row)
-                rows, size, data = [], 0, memoryview(b"")
-                if length > BLOCK:
-                    row = last = b""  # a row of 50 MB must not stay here beside the next one
+            if large:
+                if rows:
+                    yield Block(b"".join(rows), len(rows), last)
+                    rows, size = [], 0
+                # libpq's own copy is handed on, and forgotten before the next row is asked for.
+                block, data = Block(data, 1, row), memoryview(b"")
                 yield block
                 del block
+            else:
+                rows.append(row)
+                size += length
+            last = row
+            if size >= BLOCK:
+                yield Block(b"".join(rows), len(rows), last)
+                rows, size = [], 0
             continue
         if length == 0:
             _wait_readable(pgconn)
@@ -101,6 +112,14 @@ def copy_out(
         return
 
 
+def _shortened(row: memoryview) -> bytes:
+    """Return a row in text format without its long values: 50 MB must not stay for a cursor."""
+    ends = [match.start() for match in re.finditer(rb"\t", row)] + [len(row) - 1]
+    begins = [0, *(end + 1 for end in ends[:-1])]
+    spans = zip(begins, ends, strict=True)
+    return b"\t".join(bytes(row[a:b]) if b - a <= _LONG else b"" for a, b in spans) + b"\n"
+
+
 class CopyIn:
     """``COPY … FROM STDIN`` on a connection: ``write`` blocks, then ``finish``."""
 
@@ -108,7 +127,7 @@ class CopyIn:
         self._pgconn = connection.pgconn
         _start(self._pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_IN)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Send a block. Raises psycopg.Error when the server gave up."""
         view = memoryview(data)
         for begin in range(0, len(view), _SLICE):
@@ -154,11 +173,22 @@ class ReadAhead:
                         raise self._error
                     return
                 block = self._blocks.popleft()
+            size = len(block.data)
             yield block
+            del block
             with self._change:
                 # Counted until it is written: two rows of 50 MB are never here together.
-                self._bytes -= len(block.data)
+                self._bytes -= size
                 self._change.notify_all()
+
+    def more(self) -> bool:
+        """Wait, and tell whether a block follows. Raises what reading raised."""
+        with self._change:
+            while not self._blocks and not self._ended:
+                self._change.wait(_POLL)
+            if not self._blocks and self._error:
+                raise self._error
+            return bool(self._blocks)
 
     def stop(self, connection: Connection) -> None:
         """End the thread, cancelling what the connection runs. Safe to call twice."""
@@ -175,6 +205,7 @@ class ReadAhead:
         try:
             for block in produce():
                 self._put(block)
+                del block
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001  raised again by the reader
@@ -188,6 +219,7 @@ class ReadAhead:
             self._blocks.append(block)
             self._bytes += len(block.data)
             self._change.notify_all()
+            del block
             while self._bytes >= AHEAD and not self._stopped:
                 self._change.wait(_POLL)
             if self._stopped:

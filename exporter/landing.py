@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from psycopg import sql
 
 from exporter.catalog import Column, relation_columns
 from exporter.connection import Connection
-from exporter.copy import Block, CopyIn, field
+from exporter.copy import AHEAD, Block, CopyIn, field
 from exporter.definition import Definition
 from exporter.errors import DriftError, RowError
 
@@ -143,8 +144,9 @@ def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> t
     size = 0
     try:
         for block in blocks:
-            copy.write(block.data)
             size += len(block.data)
+            copy.write(block.data)
+            del block  # before the next is asked for: a row may be large
     except BaseException:
         copy.abandon()
         raise
@@ -158,7 +160,7 @@ class Staging:
         self._destination = destination
         self._raw = raw
         self._made = False
-        self._sent: list[tuple[int, bytes | str]] = []  # rows so far, and the block or its key
+        self._sent: deque[tuple[int, bytes | str]] = deque()  # rows before it; a block or a key
 
     def _make(self) -> None:
         if self._made:
@@ -180,7 +182,8 @@ class Staging:
     def fill(self, blocks: Iterable[Block], batch: int) -> tuple[int, int, bytes]:
         """Copy a batch of text blocks; return rows, bytes and the last row. Raises RowError."""
         self._make()
-        self._sent = []
+        self._sent.clear()
+        kept = 0
         names = [sql.Identifier(column.name) for column in self._raw.stream]
         copy = CopyIn(
             self._destination,
@@ -194,8 +197,11 @@ class Staging:
                     rows += block.rows
                     size += len(block.data)
                     last = block.last
-                    small = len(block.data) < 1 << 20
-                    self._sent.append((rows, block.data if small else self._key_of(block.last)))
+                    sent = block.data if isinstance(block.data, bytes) else self._key_of(last)
+                    self._sent.append((rows - block.rows, sent))
+                    kept += len(self._sent[-1][1])
+                    while kept > AHEAD:  # the server is not that far behind with its complaint
+                        kept -= len(self._sent.popleft()[1])
                     copy.write(block.data)
                     del block
             except BaseException:
@@ -227,18 +233,14 @@ class Staging:
     def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
         found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
         line = int(found[1]) if found else 0
-        before = 0
-        key = "?"
-        for rows, block in self._sent:
-            if line <= rows:
-                key = (
-                    block
-                    if isinstance(block, str)
-                    else self._key_of(block.split(b"\n")[line - before - 1])
-                )
-                break
-            before = rows
-        return row_error(self._raw, error, batch, key, found[2] if found else None)
+        before, block = max(
+            ((before, block) for before, block in self._sent if before < line),
+            default=(0, "?"),
+            key=lambda one: one[0],
+        )
+        if isinstance(block, bytes):
+            block = self._key_of(block.split(b"\n")[line - before - 1])
+        return row_error(self._raw, error, batch, block, found[2] if found else None)
 
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
         """Find the row by halving what is staged: the message does not name it by its key."""

@@ -95,10 +95,10 @@ class Transfer:
         staging = landing.Staging(self.destination, self.raw)
         try:
             stream = iter(ahead)
-            for first in stream:
+            while ahead.more():
                 stamp = self.stamp_of(totals.batches)
                 number = totals.batches + 1
-                batch = _batch(first, stream)
+                batch = _batch(stream)
                 with self.destination.transaction():
                     if direct:
                         rows, size = landing.copy_direct(self.destination, self.raw, batch)
@@ -122,7 +122,7 @@ class Transfer:
         try:
             stream = iter(ahead)
             with self.destination.transaction():
-                batch = _batch(next(stream, END_OF_BATCH), stream)
+                batch = _batch(stream)
                 rows, size, _ = landing.Staging(self.destination, self.raw).fill(batch, 1)
                 written = landing.replace_all(
                     self.destination, self.raw, self.stamp_of(0), self.order
@@ -156,11 +156,11 @@ class Transfer:
         return Limit(rows, BATCH_SIZE, lambda a, b: field(a, place) == field(b, place))
 
 
-def _batch(first: Block, stream: Iterator[Block]) -> Iterator[Block]:
-    """Yield the blocks up to the end of the batch that ``first`` begins."""
-    block = first
-    while block is not END_OF_BATCH:
+def _batch(stream: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks up to the end of a batch, keeping none."""
+    while True:
+        block = next(stream, END_OF_BATCH)
+        if block is END_OF_BATCH:
+            return
         yield block
         del block
-        following = next(stream, END_OF_BATCH)
-        block = following

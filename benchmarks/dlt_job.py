@@ -20,7 +20,7 @@ def _url(variable: str) -> str:
 
 def main() -> None:
     table = sql_table(
-        credentials=_url("DATABASE_URL_CORE"),
+        credentials=_url("DATABASE_URL_CORE").replace("postgresql:", "postgresql+psycopg2:", 1),
         schema="public",
         table="StatEvent",
         backend="pyarrow",

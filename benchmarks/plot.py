@@ -27,6 +27,7 @@ def main() -> None:
         axis.grid(visible=True, which="major", alpha=0.3)
         axis.legend(frameon=False)
     axes[0].set_ylabel("seconds")
+    (ROOT / "docs").mkdir(exist_ok=True)
     figure.tight_layout()
     figure.savefig(ROOT / "docs" / "benchmark.svg", metadata={"Date": None})
 

@@ -24,7 +24,8 @@ _SCHEMA = Path(__file__).with_name("demo.sql")
 _ROWS = """
 insert into "StatEvent"
 select 'evt_' || lpad(n::text, 12, '0'), (array['click', 'print', 'apply', 'account'])
-        [1 + (n %% 10 * 7919 %% 10 > 4)::int + (n %% 9 = 0)::int + (n %% 50 = 0)::int]::"StatEventType",
+        [1 + (n * 7919::bigint %% 10 > 4)::int + (n %% 9 = 0)::int + (n %% 50 = 0)::int]
+        ::"StatEventType",
     stamp, stamp, 'clk_' || md5(n::text), 'https://www.example.org/missions/' || n %% 5000,
     'www.example.org', n %% 17 = 0, n %% 17 <> 0,
     (enum_range(null::"StatSource"))[1 + n %% 6],

@@ -2,47 +2,78 @@
     {%- set target = arg_dict['target_relation'] -%}
     {%- set temp = arg_dict['temp_relation'] -%}
     {%- set columns = arg_dict['dest_columns'] -%}
-    {%- set unique_key = arg_dict['unique_key'] -%}
-    {%- if not unique_key -%}
-        {{ exceptions.raise_compiler_error("incremental_strategy 'upsert' needs a unique_key") }}
-    {%- endif -%}
-    {%- set keys = dbt_exporter.upsert_columns([unique_key] if unique_key is string else unique_key, columns, 'unique_key') -%}
+    {%- set options = dbt_exporter.upsert_options(columns) -%}
+    {%- set keys = options['keys'] -%}
     {%- set names = columns | map(attribute='quoted') | list -%}
-
     {%- set chosen = get_merge_update_columns(config.get('merge_update_columns'), config.get('merge_exclude_columns'), columns) -%}
     {%- set updated = dbt_exporter.upsert_columns(chosen, columns, 'merge_update_columns') | reject('in', keys) | list -%}
-
-    {%- set order_by = (config.get('meta') or {}).get('upsert_order_by') -%}
-    {%- if order_by -%}
-        {%- set order_by = dbt_exporter.upsert_columns([order_by] if order_by is string else order_by, columns, 'upsert_order_by') -%}
-    {%- else -%} {%- set order_by = ['"_exported_at"'] if '"_exported_at"' in names else [] -%}
-    {%- endif -%}
-
-    {%- do dbt_exporter.ensure_unique_index(target, keys) -%}
     {%- set types = dbt_exporter.column_types(target) -%}
+    {%- set version = options['version'] -%}
+    {%- set delete_when = options['delete_when'] -%}
+    {%- set pairs = [] -%}
+    {%- for key in keys -%}
+        {%- do pairs.append('dbt_internal_source.' ~ key ~ ' = dbt_internal_dest.' ~ key) -%}
+    {%- endfor -%}
+    {%- set same_key = pairs | join(' and ') -%}
+    {%- set not_older = '(dbt_internal_dest.' ~ version ~ ' is null or dbt_internal_source.' ~ version
+        ~ ' >= dbt_internal_dest.' ~ version ~ ')' if version else 'true' -%}
 
-insert into {{ target }} ({{ names | join(', ') }})
-select {% for name in names %}t.{{ name }}{{ ', ' if not loop.last }}{% endfor %}
-from (
-    select distinct on ({{ keys | join(', ') }}) {{ names | join(', ') }}
-    from {{ temp }}
-    order by {{ keys | join(', ') }}{% for name in order_by %}, {{ name }} desc nulls last{% endfor %}
-) as t
-left join {{ target }} as d
-    on {% for key in keys %}t.{{ key }} = d.{{ key }}{{ ' and ' if not loop.last }}{% endfor %}
-where d.{{ keys[0] }} is null
+{{ dbt_exporter.upsert_check_sql(temp, options) }}
+{{ dbt_exporter.upsert_index_sql(target, options) }}
+{% if delete_when %}
+delete from {{ target }} as dbt_internal_dest
+using ({{ dbt_exporter.upsert_newest_sql('select * from ' ~ temp, options) }}) as dbt_internal_source
+where {{ same_key }} and {{ not_older }} and coalesce((
+    select {{ delete_when }} from (select dbt_internal_source.*) as marked
+), false);
+{% endif %}
+insert into {{ target }} as dbt_internal_dest ({{ names | join(', ') }})
+select {% for name in names %}dbt_internal_source.{{ name }}{{ ', ' if not loop.last }}{% endfor %}
+from ({{ dbt_exporter.upsert_kept_sql('select * from ' ~ temp, options) }}) as dbt_internal_source
+left join {{ target }} as dbt_internal_dest on {{ same_key }}
+where dbt_internal_dest.{{ keys[0] }} is null
     {%- if updated %}
-        -- the casts make both sides plain records, compared as a whole and whatever the types
-    or row({% for name in updated %}t.{{ name }}::{{ types[name] }}{{ ', ' if not loop.last }}{% endfor %})::record
-    *<> row({% for name in updated %}d.{{ name }}{{ ', ' if not loop.last }}{% endfor %})::record
+    -- the casts make both sides plain records, compared as a whole and whatever the types
+    or (row({% for name in updated %}dbt_internal_source.{{ name }}::{{ types[name] }}{{ ', ' if not loop.last }}{% endfor %})::record
+        *<> row({% for name in updated %}dbt_internal_dest.{{ name }}{{ ', ' if not loop.last }}{% endfor %})::record
+        and {{ not_older }}
+        {%- for predicate in arg_dict['incremental_predicates'] or [] %}
+        and ({{ predicate }})
+        {%- endfor %})
     {%- endif %}
+-- sessions that build the model at once lock its rows in one order, and cannot deadlock
+order by {% for key in keys %}dbt_internal_source.{{ key }}{{ ', ' if not loop.last }}{% endfor %}
 on conflict ({{ keys | join(', ') }})
     {%- if updated %} do update set
         {% for name in updated %}
             {{ name }} = excluded.{{ name }}{{ ', ' if not loop.last }}
         {% endfor %}
+        {%- if version %}
+        where dbt_internal_dest.{{ version }} is null or excluded.{{ version }} >= dbt_internal_dest.{{ version }}
+        {%- endif %}
     {%- else %} do nothing
     {%- endif %}
+{% endmacro %}
+
+
+{% macro upsert_options(columns) %}
+    {%- set meta = config.get('meta') or {} -%}
+    {%- set key = config.get('unique_key') -%}
+    {%- set order_by = meta.get('upsert_order_by') or [] -%}
+    {%- if not key -%}
+        {{ exceptions.raise_compiler_error("incremental_strategy 'upsert' needs a unique_key") }}
+    {%- endif -%}
+    {%- set stamp = ['_exported_at'] if '_exported_at' in columns | map(attribute='name') else [] -%}
+    {%- set order_by = [order_by] if order_by is string else order_by -%}
+    {%- set version = dbt_exporter.upsert_columns(
+        [meta['upsert_version']] if meta.get('upsert_version') else stamp, columns, 'upsert_version'
+    ) -%}
+    {{ return({
+        'keys': dbt_exporter.upsert_columns([key] if key is string else key, columns, 'unique_key'),
+        'order_by': dbt_exporter.upsert_columns(order_by or stamp, columns, 'upsert_order_by'),
+        'version': version[0] if version else none,
+        'delete_when': meta.get('upsert_delete_when'),
+    }) }}
 {% endmacro %}
 
 
@@ -61,6 +92,32 @@ on conflict ({{ keys | join(', ') }})
 {% endmacro %}
 
 
+{% macro upsert_newest_sql(sql, options) %}
+    {%- set keys = options['keys'] -%}
+    {%- if options['order_by'] %}
+    select distinct on ({{ keys | join(', ') }}) * from (
+        {{ sql }}
+    ) as built
+    order by {{ keys | join(', ') }}
+        {%- for name in options['order_by'] %}, {{ name }} desc nulls last{% endfor %}
+    {%- else %}
+    select * from (
+        {{ sql }}
+    ) as built
+    {%- endif -%}
+{% endmacro %}
+
+
+{% macro upsert_kept_sql(sql, options) %}
+    {%- if options['delete_when'] %}
+    select * from ({{ dbt_exporter.upsert_newest_sql(sql, options) }}) as newest
+    where not coalesce(({{ options['delete_when'] }}), false)
+    {%- else -%}
+    {{ dbt_exporter.upsert_newest_sql(sql, options) }}
+    {%- endif -%}
+{% endmacro %}
+
+
 {% macro column_types(relation) %}
     {%- set rows = run_query(
         "select attname, format_type(atttypid, atttypmod) from pg_attribute"
@@ -69,28 +126,4 @@ on conflict ({{ keys | join(', ') }})
     {%- set types = {} -%}
     {%- for row in rows -%} {%- do types.update({'"' ~ row[0] ~ '"': row[1]}) -%} {%- endfor -%}
     {{ return(types) }}
-{% endmacro %}
-
-
-{% macro ensure_unique_index(relation, keys) %}
-    {%- set names = [] -%}
-    {%- for key in keys -%}
-        {%- do names.append("'" ~ (key.strip('"') | replace("'", "''")) ~ "'") -%}
-    {%- endfor -%}
-    {%- set found -%}
-        select 1
-        from pg_index as i
-        where i.indrelid = '{{ relation | string | replace("'", "''") }}'::regclass
-            and i.indisunique and i.indisvalid and i.indimmediate
-            and i.indpred is null and i.indexprs is null
-            and (
-                select array_agg(a.attname::text order by a.attname::text)
-                from pg_attribute as a
-                where a.attrelid = i.indrelid
-                    and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-            ) = (select array_agg(k order by k) from unnest(array[{{ names | join(', ') }}]::text[]) as k)
-    {%- endset -%}
-    {%- if run_query(found) | length == 0 -%}
-        {%- do run_query('create unique index on ' ~ relation ~ ' (' ~ keys | join(', ') ~ ')') -%}
-    {%- endif -%}
 {% endmacro %}

@@ -1,0 +1,98 @@
+{% macro upsert_check_sql(relation, options) %}
+    {%- set keys = options['keys'] -%}
+    {%- set label = keys | join(', ') | replace('"', '') | replace("'", "''") %}
+do $upsert$
+declare found text;
+begin
+    select count(*)::text into found from {{ relation }}
+    where {% for key in keys %}{{ key }} is null{{ ' or ' if not loop.last }}{% endfor %};
+    if found <> '0' then
+        raise exception using
+            message = 'upsert: ' || found || ' rows have a null in unique_key ({{ label }})',
+            hint = 'leave them out in the model, or take another key';
+    end if;
+    {%- if not options['order_by'] %}
+    select string_agg(shown, '; ') into found from (
+        {{ dbt_exporter.upsert_shown_keys_sql(relation, keys) }}
+    ) as twice;
+    if found is not null then
+        raise exception using
+            message = 'upsert: several rows share unique_key ({{ label }}), such as ' || found,
+            hint = 'name the columns that tell the newest in meta.upsert_order_by';
+    end if;
+    {%- endif %}
+    analyze {{ relation }};
+end $upsert$;
+{% endmacro %}
+
+
+{% macro upsert_index_sql(relation, options) %}
+    {%- set keys = options['keys'] -%}
+    {%- set label = keys | join(', ') | replace('"', '') | replace("'", "''") -%}
+    {%- set literals = [] -%}
+    {%- for key in keys -%}
+        {%- do literals.append("'" ~ (key[1:-1] | replace('""', '"') | replace("'", "''")) ~ "'") -%}
+    {%- endfor -%}
+    {%- set name = dbt_exporter.upsert_index_name(keys) -%}
+    {%- set shown = dbt_exporter.upsert_shown_keys_sql(relation, keys) -%}
+    {%- set listing = 'select ' ~ keys | join(', ') ~ ', count(*) from ' ~ relation ~ ' group by ' ~ keys | join(', ') ~ ' having count(*) > 1' %}
+do $upsert$
+declare
+    found text;
+    covered boolean;
+    lookup text := $lookup$
+        select exists (
+            select from pg_index as i
+            where i.indrelid = '{{ relation | string | replace("'", "''") }}'::regclass
+                and i.indisunique and i.indisvalid and i.indimmediate
+                and i.indpred is null and i.indexprs is null
+                and (
+                    select array_agg(a.attname::text order by a.attname::text)
+                    from pg_attribute as a
+                    where a.attrelid = i.indrelid
+                        and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                ) = (select array_agg(k order by k) from unnest(array[{{ literals | join(', ') }}]::text[]) as k)
+        )
+    $lookup$;
+begin
+    execute lookup into covered;
+    if covered then
+        return;
+    end if;
+    -- two sessions that miss the index would both make it, and one would fail
+    perform pg_advisory_xact_lock(hashtext('{{ name | replace("'", "''") }}'));
+    execute lookup into covered;
+    if covered then
+        return;
+    end if;
+    begin
+        create unique index "{{ name }}" on {{ relation }} ({{ keys | join(', ') }});
+    exception when unique_violation then
+        select string_agg(shown, '; ') into found from (
+            {{ shown }}
+        ) as twice;
+        raise exception using
+            message = 'upsert: {{ this.schema | replace("'", "''") }}.{{ this.identifier | replace("'", "''") }} holds rows that share unique_key ({{ label }}), such as ' || found,
+            hint = 'remove them, or run with --full-refresh; all of them: {{ listing | replace("'", "''") }}';
+    end;
+end $upsert$;
+{% endmacro %}
+
+
+{% macro upsert_index_name(keys) %}
+    {{ return((this.identifier[:40] ~ '__upsert_' ~ local_md5(keys | join(','))[:8]) | replace('"', '')) }}
+{% endmacro %}
+
+
+{% macro upsert_shown_keys_sql(relation, keys) %}
+    {%- set shown = [] -%}
+    {%- for key in keys -%}
+        {%- do shown.append("'" ~ (key[1:-1] | replace("'", "''")) ~ "=' || " ~ key ~ "::text") -%}
+    {%- endfor %}
+    select concat_ws(', ', {{ shown | join(', ') }}) as shown
+    from {{ relation }}
+    group by {{ keys | join(', ') }}
+    having count(*) > 1
+    order by {{ keys | join(', ') }}
+    limit 3
+{% endmacro %}

@@ -86,7 +86,7 @@ on conflict ({{ keys | join(', ') }})
         {%- if not same -%}
             {{ exceptions.raise_compiler_error(option ~ ": no column '" ~ name ~ "' in " ~ this) }}
         {%- endif -%}
-        {%- do found.append(same[0].quoted) -%}
+        {%- if same[0].quoted not in found -%} {%- do found.append(same[0].quoted) -%} {%- endif -%}
     {%- endfor -%}
     {{ return(found) }}
 {% endmacro %}

@@ -1,8 +1,24 @@
 {% macro postgres__create_table_as(temporary, relation, sql) -%}
-    {%- if temporary or config.get('materialized') != 'incremental' or config.get('incremental_strategy') != 'upsert' -%}
+    {%- if config.get('materialized') != 'incremental' or config.get('incremental_strategy') != 'upsert' -%}
         {{ return(dbt.postgres__create_table_as(temporary, relation, sql)) }}
     {%- endif -%}
-    {#- dbt runs no strategy on the first build and on a full refresh -#}
+    {#- builds of one model wait for one another before they read: one that read earlier and
+        wrote later would put back what the other has updated -#}
+    {%- set lock = 'upsert ' ~ this | string | replace("'", "''") %}
+    select pg_advisory_xact_lock(hashtextextended('{{ lock }}', 0))
+    ;
+    {%- if temporary -%} {{ dbt.postgres__create_table_as(true, relation, sql) }}
+    {%- else -%} {{ dbt_exporter.upsert_first_build_sql(relation, sql) }}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- dbt runs no strategy on the first build and on a full refresh -#}
+{% macro upsert_first_build_sql(relation, sql) -%}
+    {%- if config.get('contract').enforced -%}
+        {#- its message before ours, which would name but one column of those that are missing -#}
+        {%- do get_assert_columns_equivalent(sql) -%}
+    {%- endif -%}
     {%- set options = dbt_exporter.upsert_options(get_column_schema_from_query(sql, config.get('sql_header'))) -%}
     {%- set declared = [] -%}
     {%- for index in config.get('indexes') or [] if index.get('unique') -%}
@@ -18,7 +34,7 @@
     {{ dbt_exporter.upsert_check_sql(relation, options) }}
     {%- if not declared %}
         {%- set name = dbt_exporter.upsert_index_name(options['keys']) %}
-        -- a full refresh builds beside the table that still has the name
+        {#- a full refresh builds beside the table that still has the name #}
     alter index if exists {{ relation.include(identifier=false) }}."{{ name }}" rename to "{{ name }}_old";
         {{ dbt_exporter.upsert_index_sql(relation, options) }}
     {%- endif -%}

@@ -1,0 +1,187 @@
+"""dbt's own tests of incremental models, run with ``upsert`` as the strategy."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+import psycopg
+import pytest
+from dbt.artifacts.schemas.results import RunStatus
+from dbt.tests.adapter.basic.test_incremental import BaseIncremental
+from dbt.tests.adapter.constraints.test_constraints import (
+    BaseIncrementalConstraintsColumnsEqual,
+    BaseIncrementalConstraintsRollback,
+    BaseIncrementalContractSqlHeader,
+)
+from dbt.tests.adapter.grants.base_grants import TEST_USER_ENV_VARS
+from dbt.tests.adapter.grants.test_incremental_grants import BaseIncrementalGrants
+from dbt.tests.adapter.incremental.test_incremental_merge_exclude_columns import (
+    BaseMergeExcludeColumns,
+    models__merge_exclude_columns_sql,
+)
+from dbt.tests.adapter.incremental.test_incremental_on_schema_change import (
+    BaseIncrementalOnSchemaChange,
+)
+from dbt.tests.adapter.incremental.test_incremental_predicates import BaseIncrementalPredicates
+from dbt.tests.adapter.incremental.test_incremental_unique_id import (
+    BaseIncrementalUniqueKey,
+    seeds__add_new_rows_sql,
+    seeds__duplicate_insert_sql,
+    seeds__seed_csv,
+)
+from dbt.tests.util import run_dbt
+
+from tests.conftest import ROOT, _database
+
+pytest_plugins = ["dbt.tests.fixtures.project"]
+pytestmark = pytest.mark.filterwarnings("ignore")  # dbt's own, now in the tests' process
+
+
+class Upsert:
+    """A project whose macros are this one's, and whose incremental models say ``upsert``."""
+
+    @pytest.fixture(scope="class")
+    def dbt_profile_target(self, servers: tuple[str, str]) -> Iterator[dict[str, object]]:
+        url, name = urlsplit(servers[1]), "dbt_adapter_tests"
+        with psycopg.connect(servers[1], autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+        with psycopg.connect(_database(servers[1], name)) as connection:
+            yield {
+                "type": "postgres",
+                "threads": 4,
+                "host": connection.info.host,
+                "port": connection.info.port,
+                "user": connection.info.user,
+                "pass": unquote(url.password or "none"),
+                "dbname": name,
+            }
+        with psycopg.connect(servers[1], autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)")
+
+    @pytest.fixture(scope="class")
+    def project_root(self, tmpdir_factory: pytest.TempdirFactory) -> object:
+        root = tmpdir_factory.mktemp("project")  # dbt's fixtures want a py.path
+        package = Path(root) / "dbt_packages" / "dbt_exporter"
+        shutil.copytree(ROOT / "macros", package / "macros")
+        (package / "dbt_project.yml").write_text("name: dbt_exporter\n")
+        return root
+
+    @pytest.fixture(scope="class")
+    def macros(self) -> dict[str, str]:
+        call = "{{ return(dbt_exporter.get_incremental_upsert_sql(arg_dict)) }}"
+        text = "{% macro get_incremental_upsert_sql(arg_dict) %}" + call + "{% endmacro %}"
+        return {"upsert.sql": text}
+
+    @pytest.fixture(scope="class")
+    def project_config_update(self) -> dict[str, object]:
+        order = ["test", "dbt_exporter", "dbt"]
+        return {
+            "dispatch": [{"macro_namespace": "dbt", "search_order": order}],
+            "models": {"+incremental_strategy": "upsert", "test": self.settings},
+        }
+
+    settings: ClassVar[dict[str, object]] = {}
+
+
+class TestIncremental(Upsert, BaseIncremental):
+    settings: ClassVar[dict[str, object]] = {"+unique_key": "id"}
+
+
+class TestUniqueKey(Upsert, BaseIncrementalUniqueKey):
+    # without a key there is nothing to upsert on: `upsert` refuses, `append` says so
+    settings: ClassVar[dict[str, object]] = {
+        "+meta": {"upsert_order_by": "last_visit_date"},
+        **{
+            name: {"+incremental_strategy": "append"}
+            for name in ("no_unique_key", "empty_unique_key_list", "empty_str_unique_key")
+        },
+    }
+
+    @pytest.fixture(scope="class")
+    def seeds(self) -> dict[str, str]:
+        """dbt's, without what a key forbids: a state that comes twice, and a city that is null."""
+        text = seeds__seed_csv.replace("NY,New York", "NH,New York").replace("r,,", "r,Denver,")
+        return {
+            "duplicate_insert.sql": seeds__duplicate_insert_sql,
+            "seed.csv": text,
+            "add_new_rows.sql": seeds__add_new_rows_sql,
+        }
+
+    @pytest.fixture(scope="class")
+    def models(self) -> dict[str, object]:
+        models: dict[str, Any] = inspect.unwrap(BaseIncrementalUniqueKey.models)(self)
+        models["expected"] = {
+            name: text.replace("'NY','New York'", "'NH','New York'").replace("null", "'Denver'")
+            for name, text in models["expected"].items()
+        }
+        return models
+
+    def fail_to_build_inc_missing_unique_key_column(
+        self, incremental_model_name: str
+    ) -> tuple[RunStatus, str]:
+        """Our first build refuses already what dbt's lets pass."""
+        run_dbt(["seed", "--select", "seed", "--full-refresh"])
+        run = run_dbt(["run", "--select", incremental_model_name], expect_pass=False)
+        return run.results[0].status, run.results[0].message
+
+
+class TestMergeExcludeColumns(Upsert, BaseMergeExcludeColumns):
+    @pytest.fixture(scope="class")
+    def models(self) -> dict[str, str]:
+        text = models__merge_exclude_columns_sql.replace("'merge'", "'upsert'")
+        assert "'upsert'" in text
+        return {"merge_exclude_columns.sql": text}
+
+
+class TestPredicates(Upsert, BaseIncrementalPredicates):
+    settings: ClassVar[dict[str, object]] = {
+        "+incremental_predicates": ["dbt_internal_dest.id != 2"]
+    }
+
+    @pytest.fixture(scope="class")
+    def seeds(self) -> dict[str, str]:
+        """The predicate holds row 2 back: a unique key has no room for the second one."""
+        rows = "id,msg,color\n1,hey,blue\n2,goodbye,red\n3,anyway,purple\n"
+        return {"expected_delete_insert_incremental_predicates.csv": rows}
+
+    def get_expected_fields(self, relation, seed_rows, opt_model_count=None):  # type: ignore[no-untyped-def]
+        return super().get_expected_fields(relation, seed_rows - 1, opt_model_count)
+
+
+class TestOnSchemaChange(Upsert, BaseIncrementalOnSchemaChange):
+    pass
+
+
+class TestConstraintsColumnsEqual(Upsert, BaseIncrementalConstraintsColumnsEqual):
+    settings: ClassVar[dict[str, object]] = {"+unique_key": "id"}
+
+
+class TestConstraintsRollback(Upsert, BaseIncrementalConstraintsRollback):
+    settings: ClassVar[dict[str, object]] = {"+unique_key": "date_day"}
+
+
+class TestContractSqlHeader(Upsert, BaseIncrementalContractSqlHeader):
+    settings: ClassVar[dict[str, object]] = {"+unique_key": "column_name"}
+
+
+class TestGrants(Upsert, BaseIncrementalGrants):
+    settings: ClassVar[dict[str, object]] = {"+unique_key": "fun"}
+
+    @pytest.fixture(scope="class", autouse=True)
+    def get_test_users(self, servers: tuple[str, str]) -> Iterator[list[str]]:
+        roles = [f"dbt_exporter_test_{number}" for number in (1, 2, 3)]
+        with psycopg.connect(servers[1], autocommit=True) as connection:
+            for role in roles:
+                connection.execute(f"create role {role}")
+        with pytest.MonkeyPatch.context() as environment:
+            for name, role in zip(TEST_USER_ENV_VARS, roles, strict=True):
+                environment.setenv(name, role)
+            yield roles
+        with psycopg.connect(servers[1], autocommit=True) as connection:
+            for role in roles:
+                connection.execute(f"drop role {role}")

@@ -56,24 +56,25 @@ def main(
     sizes = sizes or (100_000, 1_000_000)
     results = []
     for rows in (*sizes, 10_000_000) if large else sizes:
-        with _place() as place:
+        with place_of(SETTINGS) as place:
             results += _measure(place, chosen, rows, rounds)
         click.echo(_table(results, rows))
     if save:
-        RESULTS.write_text(json.dumps({"about": _about(rounds), "results": results}, indent=1))
+        RESULTS.write_text(json.dumps({"about": about(rounds), "results": results}, indent=1))
         _write_readme()
         python = ROOT / ".bench" / "bin" / "python"
         subprocess.run([python, ROOT / "benchmarks" / "plot.py"], check=True)
 
 
 @contextlib.contextmanager
-def _place() -> Iterator[Place]:
+def place_of(settings: dict[str, str]) -> Iterator[Place]:
+    """The databases that the environment names, or those of an embedded server."""
     with tempfile.TemporaryDirectory() as folder:
         core, analytics = (os.environ.get(f"DATABASE_URL_{n}") for n in ("CORE", "ANALYTICS"))
         if core and analytics:
             yield Place(core, analytics, Path(folder))
             return
-        with running_server(SETTINGS) as server:
+        with running_server(settings) as server:
             os.environ["PATH"] = f"{server.binaries}{os.pathsep}{os.environ['PATH']}"
             yield Place(*create_databases(server), Path(folder))
 
@@ -88,7 +89,7 @@ def _measure(
     for number in range(rounds):
         turn = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
         for one in turn:
-            _sql(place.analytics, one.clear)
+            sql(place.analytics, one.clear)
         for phase in PHASES:
             if phase == PHASES[1]:
                 _change(place, rows, number)
@@ -96,7 +97,7 @@ def _measure(
                 command = one.first if phase == PHASES[0] else one.again
                 if command is None:
                     continue
-                _sql(place.analytics, "checkpoint")
+                sql(place.analytics, "checkpoint")
                 environment = _environment(place, one.name, fresh=phase == PHASES[0])
                 cost = cost_of(command(place), environment, place.analytics)
                 costs[one.name, phase].append(cost)
@@ -113,10 +114,10 @@ def _measure(
 
 
 def _source(place: Place, rows: int) -> None:
-    _sql(place.core, 'truncate "StatEvent"')
+    sql(place.core, 'truncate "StatEvent"')
     for first in range(1, rows + 1, 500_000):
         fill(place.core, first, min(first + 499_999, rows))
-    _sql(place.core, 'vacuum (analyze) "StatEvent"')
+    sql(place.core, 'vacuum (analyze) "StatEvent"')
 
 
 def _change(place: Place, rows: int, number: int) -> None:
@@ -146,15 +147,15 @@ def _environment(place: Place, name: str, *, fresh: bool) -> dict[str, str]:
 def _same(place: Place, chosen: list[Contestant]) -> None:
     """Assert that everybody who can follow changes landed every row of the source."""
     statement = "select count(*), max(updated_at)::text, count(*) filter (where status {}) from {}"
-    wanted = _sql(place.core, statement.format("= 'VALIDATED'", '"StatEvent"'))
+    wanted = sql(place.core, statement.format("= 'VALIDATED'", '"StatEvent"'))
     for one in chosen:
         if one.again is not None:
-            found = _sql(place.analytics, statement.format("= 'VALIDATED'", one.table))
+            found = sql(place.analytics, statement.format("= 'VALIDATED'", one.table))
             assert found[0][0] == wanted[0][0], (one.name, found, wanted)
             assert found[0][2] == wanted[0][2], (one.name, found, wanted)
 
 
-def _sql(url: str, statement: str) -> list[tuple[object, ...]]:
+def sql(url: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
@@ -165,9 +166,9 @@ def _median(costs: list[Cost]) -> dict[str, float]:
     return {name: round(statistics.median(c[name] for c in every), 3) for name in every[0]}
 
 
-def _about(rounds: int) -> str:
+def about(rounds: int) -> str:
     with running_server() as server:
-        version = _sql(server.url("postgres"), "show server_version")[0][0]
+        version = sql(server.url("postgres"), "show server_version")[0][0]
     today = datetime.date.today().isoformat()
     return (
         f"{today}, PostgreSQL {version}, Python {platform.python_version()},"

@@ -29,7 +29,7 @@ def cost_of(command: list[str], environment: dict[str, str], server: str) -> Cos
 
     CPU and memory are those of the command and of what it starts, not the servers'.
     """
-    before = _wal(server)
+    before = wal_position(server)
     begin = time.perf_counter()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -46,7 +46,7 @@ def cost_of(command: list[str], environment: dict[str, str], server: str) -> Cos
     process.stdout.close()
     if process.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{said.decode(errors='replace')[-3000:]}")
-    return Cost(seconds, usage.ru_utime + usage.ru_stime, max(peaks), _wal(server) - before)
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, max(peaks), wal_position(server) - before)
 
 
 def _watch(process: subprocess.Popen[bytes], peaks: list[int]) -> None:
@@ -73,7 +73,7 @@ def _peak(pid: int) -> int:
     return 0
 
 
-def _wal(server: str) -> int:
+def wal_position(server: str) -> int:
     with psycopg.connect(server, autocommit=True) as connection:
         row = connection.execute(
             "select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"

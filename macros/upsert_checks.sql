@@ -4,6 +4,12 @@
 do $upsert$
 declare found text;
 begin
+    if not exists (
+        select from {{ relation }} group by {{ keys | join(', ') }}
+        having count(*) > 1{% for key in keys %} or {{ key }} is null{% endfor %}
+    ) then
+        return;
+    end if;
     select count(*)::text into found from {{ relation }}
     where {% for key in keys %}{{ key }} is null{{ ' or ' if not loop.last }}{% endfor %};
     if found <> '0' then
@@ -11,17 +17,23 @@ begin
             message = 'upsert: ' || found || ' rows have a null in unique_key ({{ label }})',
             hint = 'leave them out in the model, or take another key';
     end if;
-    {%- if not options['order_by'] %}
+    {%- if options['order_by'] %}
+    delete from {{ relation }} as built using (
+        select ctid as place, row_number() over (
+            partition by {{ keys | join(', ') }}
+            order by {% for name in options['order_by'] %}{{ name }} desc nulls last{{ ', ' if not loop.last }}{% endfor %}
+        ) as turn
+        from {{ relation }}
+    ) as ordered
+    where built.ctid = ordered.place and ordered.turn > 1;
+    {%- else %}
     select string_agg(shown, '; ') into found from (
         {{ dbt_exporter.upsert_shown_keys_sql(relation, keys) }}
     ) as twice;
-    if found is not null then
-        raise exception using
-            message = 'upsert: several rows share unique_key ({{ label }}), such as ' || found,
-            hint = 'name the columns that tell the newest in meta.upsert_order_by';
-    end if;
+    raise exception using
+        message = 'upsert: several rows share unique_key ({{ label }}), such as ' || found,
+        hint = 'name the columns that tell the newest in meta.upsert_order_by';
     {%- endif %}
-    analyze {{ relation }};
 end $upsert$;
 {% endmacro %}
 

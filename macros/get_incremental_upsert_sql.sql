@@ -7,7 +7,8 @@
     {%- set names = columns | map(attribute='quoted') | list -%}
     {%- set chosen = get_merge_update_columns(config.get('merge_update_columns'), config.get('merge_exclude_columns'), columns) -%}
     {%- set updated = dbt_exporter.upsert_columns(chosen, columns, 'merge_update_columns') | reject('in', keys) | list -%}
-    {%- set types = dbt_exporter.column_types(target) -%}
+    {%- set found = dbt_exporter.upsert_catalog(target, keys) -%}
+    {%- set types = found['types'] -%}
     {%- set version = options['version'] -%}
     {%- set delete_when = options['delete_when'] -%}
     {%- set pairs = [] -%}
@@ -19,7 +20,7 @@
         ~ ' >= dbt_internal_dest.' ~ version ~ ')' if version else 'true' -%}
 
 {{ dbt_exporter.upsert_check_sql(temp, options) }}
-{{ dbt_exporter.upsert_index_sql(target, options) }}
+{% if not found['indexed'] %}{{ dbt_exporter.upsert_index_sql(target, options) }}{% endif %}
 {% if delete_when %}
 delete from {{ target }} as dbt_internal_dest using {{ temp }} as dbt_internal_source
 where {{ same_key }} and {{ not_older }} and coalesce((
@@ -118,12 +119,14 @@ on conflict ({{ keys | join(', ') }})
 {% endmacro %}
 
 
-{% macro column_types(relation) %}
+{% macro upsert_catalog(relation, keys) %}
+    {#- one question for both: each round trip is felt in a small batch -#}
     {%- set rows = run_query(
-        "select attname, format_type(atttypid, atttypmod) from pg_attribute"
-        ~ " where attrelid = '" ~ (relation | string | replace("'", "''")) ~ "'::regclass and attnum > 0 and not attisdropped"
+        "select attname, format_type(atttypid, atttypmod), " ~ dbt_exporter.upsert_indexed_sql(relation, keys)
+        ~ " from pg_attribute where attrelid = '" ~ (relation | string | replace("'", "''"))
+        ~ "'::regclass and attnum > 0 and not attisdropped"
     ) -%}
     {%- set types = {} -%}
     {%- for row in rows -%} {%- do types.update({'"' ~ row[0] ~ '"': row[1]}) -%} {%- endfor -%}
-    {{ return(types) }}
+    {{ return({'types': types, 'indexed': rows[0][2]}) }}
 {% endmacro %}

@@ -41,40 +41,13 @@ end $upsert$;
 {% macro upsert_index_sql(relation, options) %}
     {%- set keys = options['keys'] -%}
     {%- set label = keys | join(', ') | replace('"', '') | replace("'", "''") -%}
-    {%- set literals = [] -%}
-    {%- for key in keys -%}
-        {%- do literals.append("'" ~ (key[1:-1] | replace('""', '"') | replace("'", "''")) ~ "'") -%}
-    {%- endfor -%}
     {%- set name = dbt_exporter.upsert_index_name(keys) -%}
     {%- set shown = dbt_exporter.upsert_shown_keys_sql(relation, keys) -%}
     {%- set listing = 'select ' ~ keys | join(', ') ~ ', count(*) from ' ~ relation ~ ' group by ' ~ keys | join(', ') ~ ' having count(*) > 1' %}
 do $upsert$
-declare
-    found text;
-    covered boolean;
-    lookup text := $lookup$
-        select exists (
-            select from pg_index as i
-            where i.indrelid = '{{ relation | string | replace("'", "''") }}'::regclass
-                and i.indisunique and i.indisvalid and i.indimmediate
-                and i.indpred is null and i.indexprs is null
-                and (
-                    select array_agg(a.attname::text order by a.attname::text)
-                    from pg_attribute as a
-                    where a.attrelid = i.indrelid
-                        and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-                ) = (select array_agg(k order by k) from unnest(array[{{ literals | join(', ') }}]::text[]) as k)
-        )
-    $lookup$;
+declare found text;
 begin
-    execute lookup into covered;
-    if covered then
-        return;
-    end if;
-    -- two sessions that miss the index would both make it, and one would fail
-    perform pg_advisory_xact_lock(hashtext('{{ name | replace("'", "''") }}'));
-    execute lookup into covered;
-    if covered then
+    if {{ dbt_exporter.upsert_indexed_sql(relation, keys) }} then
         return;
     end if;
     begin
@@ -89,6 +62,35 @@ begin
     end;
 end $upsert$;
 {% endmacro %}
+
+
+{% macro upsert_indexed_sql(relation, keys) %}
+    {%- set name = relation | string | replace("'", "''") -%}
+    {%- set names = [] -%}
+    {%- for key in keys -%}
+        {%- do names.append(key[1:-1] | replace('""', '"') | replace("'", "''")) -%}
+    {%- endfor %} exists (
+        select
+        from pg_index as i
+        where
+            i.indrelid = '{{ name }}'::regclass
+            and i.indisunique
+            and i.indisvalid
+            and i.indimmediate
+            and i.indpred is null
+            and i.indexprs is null
+            and (
+                select array_agg(a.attname::text order by a.attname::text)
+                from pg_attribute as a
+                where
+                    a.attrelid = i.indrelid
+                    and a.attnum = any((i.indkey::int2[])[0:i.indnkeyatts - 1])
+            ) = (
+                select array_agg(k order by k)
+                from unnest(array['{{ names | join("', '") }}']::text[]) as k
+            )
+    )
+{%- endmacro %}
 
 
 {% macro upsert_index_name(keys) %}

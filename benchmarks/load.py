@@ -1,0 +1,158 @@
+"""The rounds of the benchmark: same rows, same keys, same durability for every contestant."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+from collections import defaultdict
+from dataclasses import asdict
+
+import click
+import psycopg
+
+from benchmarks.contestants import CONTESTANTS, EXPORTER, ROOT, Contestant, Place
+from benchmarks.measure import Cost, cost_of
+from benchmarks.place import about, place_of, sql, write_section
+from exporter.demo import fill
+
+PHASES = ("first load", "1% changed + 1% new", "nothing new")
+RESULTS = ROOT / "benchmarks" / "results.json"
+# The stamps of one change are its transaction's own, as an application's would be.
+_CHANGE = """
+update "StatEvent" set status = 'VALIDATED', updated_at = now() at time zone 'UTC'
+where id in (select id from "StatEvent" order by md5(id || %(round)s::text) limit %(share)s)
+"""
+_RESTAMP = """
+update "StatEvent" set updated_at = now() at time zone 'UTC' where id > %(last)s
+"""
+
+
+@click.command()
+@click.option("--rows", "sizes", multiple=True, type=int, help="Instead of 100,000 and 1,000,000.")
+@click.option("--large", is_flag=True, help="10,000,000 rows, too.")
+@click.option("--rounds", default=3, show_default=True, help="Figures are medians of so many.")
+@click.option("--only", multiple=True, help="These contestants.")
+@click.option("--save", is_flag=True, help="Write results.json, README.md and the plot.")
+def main(
+    sizes: tuple[int, ...], large: bool, rounds: int, only: tuple[str, ...], save: bool
+) -> None:
+    """Run the contestants on an embedded server, or on the databases that DATABASE_URL_* name."""
+    chosen = [one for one in CONTESTANTS if not only or one.name in only]
+    sizes = sizes or (100_000, 1_000_000)
+    results = []
+    for rows in (*sizes, 10_000_000) if large else sizes:
+        with place_of() as place:
+            results += _measure(place, chosen, rows, rounds)
+        click.echo(_table(results, rows))
+    if save:
+        RESULTS.write_text(json.dumps({"about": about(rounds), "results": results}, indent=1))
+        tables = "\n".join(
+            _table(results, rows) for rows in sorted({int(str(one["rows"])) for one in results})
+        )
+        write_section("load", f"{about(rounds)}\n\n{tables}")
+        python = ROOT / ".bench" / "bin" / "python"
+        subprocess.run([python, ROOT / "benchmarks" / "plot.py"], check=True)
+
+
+def _measure(
+    place: Place, chosen: list[Contestant], rows: int, rounds: int
+) -> list[dict[str, object]]:
+    """Return the medians of ``rounds`` rounds, in which each contestant meets the same rows."""
+    chosen = [one for one in chosen if rows <= one.largest]
+    _source(place, rows)
+    costs: dict[tuple[str, str], list[Cost]] = defaultdict(list)
+    for number in range(rounds):
+        turn = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
+        for one in turn:
+            sql(place.analytics, one.clear)
+        for phase in PHASES:
+            if phase == PHASES[1]:
+                _change(place, rows, number)
+            for one in turn:
+                command = one.first if phase == PHASES[0] else one.again
+                if command is None:
+                    continue
+                sql(place.analytics, "checkpoint")
+                environment = _environment(place, one.name, fresh=phase == PHASES[0])
+                cost = cost_of(command(place), environment, place.analytics)
+                costs[one.name, phase].append(cost)
+                click.echo(
+                    f"{rows:>10,} rows, round {number + 1}, {phase}: {one.name}"
+                    f" {cost.seconds:.2f} s",
+                    err=True,
+                )
+        _same(place, turn)
+    return [
+        {"rows": rows, "contestant": name, "phase": phase, **_median(found)}
+        for (name, phase), found in costs.items()
+    ]
+
+
+def _source(place: Place, rows: int) -> None:
+    sql(place.core, 'truncate "StatEvent"')
+    for first in range(1, rows + 1, 500_000):
+        fill(place.core, first, min(first + 499_999, rows))
+    sql(place.core, 'vacuum (analyze) "StatEvent"')
+
+
+def _change(place: Place, rows: int, number: int) -> None:
+    share = rows // 100
+    last = rows + share * number
+    with psycopg.connect(place.core) as connection:
+        connection.execute(_CHANGE, {"round": number, "share": share})
+    fill(place.core, last + 1, last + share)
+    with psycopg.connect(place.core) as connection:
+        connection.execute(_RESTAMP, {"last": f"evt_{last:012}"})
+
+
+def _environment(place: Place, name: str, *, fresh: bool) -> dict[str, str]:
+    folder = place.folder / name.replace(" ", "_")
+    if fresh:
+        subprocess.run(["rm", "-rf", folder], check=True)
+    return {
+        **os.environ,
+        "DATABASE_URL_CORE": place.core,
+        "DATABASE_URL_ANALYTICS": place.analytics,
+        "DLT_DATA_DIR": str(folder),
+        "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "RUNTIME__LOG_LEVEL": "ERROR",
+    }
+
+
+def _same(place: Place, chosen: list[Contestant]) -> None:
+    """Assert that everybody who can follow changes landed every row of the source."""
+    statement = "select count(*), max(updated_at)::text, count(*) filter (where status {}) from {}"
+    wanted = sql(place.core, statement.format("= 'VALIDATED'", '"StatEvent"'))
+    for one in chosen:
+        if one.again is not None:
+            found = sql(place.analytics, statement.format("= 'VALIDATED'", one.table))
+            assert found[0][0] == wanted[0][0], (one.name, found, wanted)
+            assert found[0][2] == wanted[0][2], (one.name, found, wanted)
+
+
+def _median(costs: list[Cost]) -> dict[str, float]:
+    every = [asdict(cost) for cost in costs]
+    return {name: round(statistics.median(c[name] for c in every), 3) for name in every[0]}
+
+
+def _table(results: list[dict[str, object]], rows: int) -> str:
+    """Return one size's results as Markdown; ratios are to this loader."""
+    lines = [
+        f"**{rows:,} rows**",
+        "",
+        "| | | seconds | to exporter's | CPU, s | peak MB | WAL, MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for phase in PHASES:
+        of = {str(r["contestant"]): r for r in results if (r["rows"], r["phase"]) == (rows, phase)}
+        for place, name in enumerate(sorted(of, key=lambda n: float(str(of[n]["seconds"])))):
+            one = {key: float(str(of[name][key])) for key in ("seconds", "cpu", "memory", "wal")}
+            ours = float(str(of[EXPORTER]["seconds"])) if EXPORTER in of else one["seconds"]
+            ratio = one["seconds"] / ours
+            lines.append(
+                f"| {'' if place else phase} | {name} | {one['seconds']:.2f} | {ratio:.2f} |"
+                f" {one['cpu']:.2f} | {one['memory'] / 2**20:.0f} | {one['wal'] / 2**20:.1f} |"
+            )
+    return "\n".join(lines) + "\n"

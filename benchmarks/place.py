@@ -1,0 +1,62 @@
+"""Where the benchmarks run, and where their figures go."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from benchmarks.contestants import ROOT, Place
+from exporter.demo import create_databases
+from exporter.embedded import running_server
+
+SETTINGS = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "30min",
+    "maintenance_work_mem": "512MB",
+    "work_mem": "64MB",
+}
+
+
+@contextlib.contextmanager
+def place_of() -> Iterator[Place]:
+    """The databases that the environment names, or those of an embedded server."""
+    with tempfile.TemporaryDirectory() as folder:
+        core, analytics = (os.environ.get(f"DATABASE_URL_{n}") for n in ("CORE", "ANALYTICS"))
+        if core and analytics:
+            yield Place(core, analytics, Path(folder))
+            return
+        with running_server(SETTINGS) as server:
+            os.environ["PATH"] = f"{server.binaries}{os.pathsep}{os.environ['PATH']}"
+            yield Place(*create_databases(server), Path(folder))
+
+
+def sql(url: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def about(rounds: int) -> str:
+    with running_server() as server:
+        version = sql(server.url("postgres"), "show server_version")[0][0]
+    today = datetime.date.today().isoformat()
+    return (
+        f"{today}, PostgreSQL {version}, Python {platform.python_version()},"
+        f" {os.cpu_count()} cores; medians of {rounds}"
+    )
+
+
+def write_section(name: str, text: str) -> None:
+    """Put a benchmark's figures where README.md has its mark."""
+    file = ROOT / "benchmarks" / "README.md"
+    section = re.compile(rf"(<!-- {name} -->).*?(?=\n## |\Z)", re.DOTALL)
+    file.write_text(section.sub(lambda mark: f"{mark[1]}\n\n{text}", file.read_text()))

@@ -66,6 +66,11 @@ on conflict ({{ keys | join(', ') }})
     {%- endif -%}
     {%- set stamp = ['_exported_at'] if '_exported_at' in columns | map(attribute='name') else [] -%}
     {%- set order_by = [order_by] if order_by is string else order_by -%}
+    {%- if not (order_by or stamp) -%}
+        {%- set cursors = dbt_exporter.upsert_cursors(columns | map(attribute='name') | list, model.depends_on.nodes, []) -%}
+        {#- of two cursors neither tells the newest -#}
+        {%- set order_by = cursors if cursors | length == 1 else [] -%}
+    {%- endif -%}
     {%- set version = dbt_exporter.upsert_columns(
         [meta['upsert_version']] if meta.get('upsert_version') else stamp, columns, 'upsert_version'
     ) -%}
@@ -75,6 +80,22 @@ on conflict ({{ keys | join(', ') }})
         'version': version[0] if version else none,
         'delete_when': meta.get('upsert_delete_when'),
     }) }}
+{% endmacro %}
+
+
+{% macro upsert_cursors(names, ids, seen) %}
+    {%- set found = [] -%}
+    {%- for id in ids if id not in seen -%}
+        {%- do seen.append(id) -%}
+        {%- if id in graph.sources -%}
+            {%- set definition = graph.sources[id].config.meta.get('exporter') or {} -%}
+            {%- set cursor = (definition.get('source') or {}).get('cursor') or {} -%}
+            {%- if cursor.get('field') in names -%} {%- do found.append(cursor['field']) -%} {%- endif -%}
+        {%- elif id in graph.nodes -%}
+            {%- do found.extend(dbt_exporter.upsert_cursors(names, graph.nodes[id].depends_on.nodes, seen)) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(found | unique | list) }}
 {% endmacro %}
 
 

@@ -77,6 +77,11 @@ def test_newest_of_a_key_wins_in_every_kind_of_run(models: Workplace) -> None:
 
 
 def test_unchanged_rows_are_not_written(models: Workplace) -> None:
+    models.query(
+        models.analytics,
+        "alter table stage add p point default '(1,2)', add a text[] default '{x,null}',"
+        " add x xml default '<a/>', add r numrange default '[1,2.50)'",
+    )
     model(models, ORDERED)
     stage(models, "1, 0, 'a', 1, '{\"a\": 1}'", "2, 0, null, 1, null", "3, 0, 'c', 1, '[1]'")
     build(models)
@@ -113,6 +118,21 @@ def test_key_of_several_columns_in_any_spelling(models: Workplace) -> None:
     assert build(models) == [(1, "a", 1), (1, "b", 1)]
     stage(models, "1, 2, 'c', 2")
     assert build(models) == [(1, "a", 1), (1, "c", 2)]
+
+
+def test_cursor_of_the_source_tells_the_newest(models: Workplace) -> None:
+    (models.folder / "models" / "sources.yml").write_text(
+        "version: 2\nsources: [{name: public, tables: [{name: stage, config: {meta: {exporter:"
+        " {key: Stage, source: {table: Stage, cursor: {field: n}}}}}}]}]\n"
+    )
+    (models.folder / "models" / "between.sql").write_text(
+        "{{ config(materialized='ephemeral') }} select * from {{ source('public', 'stage') }}"
+    )
+    model(models, select="select * from {{ ref('between') }}")
+    stage(models, "1, 0, 'old', 1", "1, 0, 'new', 2")
+    assert build(models) == [(1, "new", 2)]
+    stage(models, "1, 0, 'newest', 4", "1, 0, 'newer', 3")
+    assert build(models) == [(1, "newest", 4)]
 
 
 def test_only_the_key_and_chosen_columns(models: Workplace) -> None:

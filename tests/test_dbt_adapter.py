@@ -1,8 +1,9 @@
-"""dbt's own tests of incremental models, run with ``upsert`` as the strategy."""
+"""dbt's own tests of incremental models, with ``upsert`` as strategy, and of Python models."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,18 @@ from dbt.tests.adapter.incremental.test_incremental_unique_id import (
     seeds__add_new_rows_sql,
     seeds__duplicate_insert_sql,
     seeds__seed_csv,
+)
+from dbt.tests.adapter.python_model.test_python_model import (
+    BasePythonEmptyTests,
+    BasePythonIncrementalTests,
+    BasePythonMetaGetTests,
+    BasePythonModelTests,
+    BasePythonSampleTests,
+    incremental_python,
+    m_1,
+    python_model_meta_from_schema,
+    python_model_meta_get,
+    schema_yml_with_meta,
 )
 from dbt.tests.util import run_dbt
 
@@ -75,7 +88,10 @@ class Upsert:
     def macros(self) -> dict[str, str]:
         call = "{{ return(dbt_exporter.get_incremental_upsert_sql(arg_dict)) }}"
         text = "{% macro get_incremental_upsert_sql(arg_dict) %}" + call + "{% endmacro %}"
-        return {"upsert.sql": text}
+        python = (ROOT / "macros" / "python_models.sql").read_text()
+        wrappers, mark, _ = python.partition("{% macro python_model_sql")
+        assert mark
+        return {"upsert.sql": text, "python_models.sql": wrappers}
 
     @pytest.fixture(scope="class")
     def project_config_update(self) -> dict[str, object]:
@@ -185,3 +201,50 @@ class TestGrants(Upsert, BaseIncrementalGrants):
         with psycopg.connect(servers[1], autocommit=True) as connection:
             for role in roles:
                 connection.execute(f"drop role {role}")
+
+
+class TestPythonModel(Upsert, BasePythonModelTests):
+    pass
+
+
+class TestPythonIncremental(Upsert, BasePythonIncrementalTests):
+    @pytest.fixture(scope="class")
+    def models(self) -> dict[str, str]:
+        """A relation of PostgreSQL is narrowed by SQL, not by a frame's column."""
+        model = incremental_python.replace("df.filter(df.id > 5)", "df.where('id > 5')")
+        assert "where" in model
+        return {"m_1.sql": m_1, "incremental.py": model}
+
+
+class TestPythonIncrementalMerge(TestPythonIncremental):
+    @pytest.fixture(scope="class")
+    def project_config_update(self) -> dict[str, object]:
+        return {
+            **inspect.unwrap(Upsert.project_config_update)(self),
+            "models": {"+incremental_strategy": "merge"},
+        }
+
+
+class TestPythonMetaGet(Upsert, BasePythonMetaGetTests):
+    @pytest.fixture(scope="class")
+    def models(self) -> dict[str, str]:
+        """Rows are dicts here: there is no Spark session that would make a frame of tuples."""
+
+        def with_dicts(text: str) -> str:
+            call = re.search(r"session.createDataFrame\(data, (.+)\)", text)
+            assert call is not None
+            return text.replace(call[0], f"[dict(zip({call[1]}, row)) for row in data]")
+
+        return {
+            "meta_test.py": with_dicts(python_model_meta_get),
+            "meta_from_schema.py": with_dicts(python_model_meta_from_schema),
+            "schema.yml": schema_yml_with_meta,
+        }
+
+
+class TestPythonEmpty(Upsert, BasePythonEmptyTests):
+    pass
+
+
+class TestPythonSample(Upsert, BasePythonSampleTests):
+    pass

@@ -1,0 +1,258 @@
+"""pandas, polars, pyarrow and ibis: imported where a model asks for one, and nowhere else.
+
+Arrow is the form between: PostgreSQL's types to Arrow's and back, exactly. What Arrow has no type
+for travels as PostgreSQL's own text, and finds its type again by the column's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from exporter.python_models.staging import BATCH, ResultError
+from exporter.python_models.values import to_json
+
+_EXACT = {
+    "smallint": "int16",
+    "integer": "int32",
+    "bigint": "int64",
+    "real": "float32",
+    "double precision": "float64",
+    "boolean": "bool_",
+    "date": "date32",
+    "bytea": "binary",
+}
+_NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ResultError(
+            f"{name} is not installed, and the model asks for it: pip install {name}"
+        ) from None
+
+
+# --- from PostgreSQL ----------------------------------------------------------------------------
+
+
+def arrow_type(kind: str) -> Any:
+    """The Arrow type of a PostgreSQL type; that of text where Arrow has none that is exact."""
+    pa = _library("pyarrow")
+    if kind.endswith("[]"):
+        return pa.list_(arrow_type(kind[:-2]))
+    if kind.startswith("timestamp"):
+        return pa.timestamp("us", "UTC" if kind.endswith("with time zone") else None)
+    if kind == "time without time zone":
+        return pa.time64("us")
+    if sized := _NUMERIC.fullmatch(kind):
+        digits, scale = int(sized[1]), int(sized[2])
+        if 0 <= scale <= digits <= 76:
+            return pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(digits, scale)
+    return getattr(pa, _EXACT.get(kind, "string"))()
+
+
+def as_text(kind: str) -> bool:
+    """Whether a column of this type is read as PostgreSQL's own text."""
+    element = kind.removesuffix("[]")
+    return (
+        element not in _EXACT
+        and not element.startswith("timestamp")
+        and element != "time without time zone"
+        and _NUMERIC.fullmatch(element) is None
+    )
+
+
+def arrow_table(types: dict[str, str], batches: Iterable[list[tuple[Any, ...]]]) -> Any:
+    """A pyarrow table of a query's rows. Raises ResultError for a value that Arrow cannot hold."""
+    pa = _library("pyarrow")
+    schema = pa.schema([(name, arrow_type(kind)) for name, kind in types.items()])
+    found = []
+    for rows in batches:
+        arrays = []
+        for number, (column, values) in enumerate(zip(schema, zip(*rows))):  # noqa: B905
+            try:
+                arrays.append(pa.array(values, column.type))
+            except (pa.ArrowException, ValueError, TypeError, OverflowError):
+                raise ResultError(
+                    f"column {column.name!r} holds a {types[column.name]} that Arrow's"
+                    f" {schema[number].type} cannot: select it as text,"
+                    f" .select(..., '{column.name}::text')"
+                ) from None
+        found.append(pa.record_batch(arrays, schema=schema))
+    return pa.Table.from_batches(found, schema)
+
+
+def to_pandas(table: Any) -> Any:
+    """A pandas frame whose columns keep Arrow's types."""
+    return table.to_pandas(types_mapper=_library("pandas").ArrowDtype)
+
+
+def to_polars(table: Any) -> Any:
+    """A polars frame."""
+    return _library("polars").from_arrow(table)
+
+
+# --- ibis ---------------------------------------------------------------------------------------
+
+
+def ibis_table(name: str, types: dict[str, str]) -> Any:
+    """An unbound ibis table with the columns of a query."""
+    ibis = _library("ibis")
+    schema = {column: _ibis_type(ibis, kind) for column, kind in types.items()}
+    return ibis.table(schema, name=name)
+
+
+def _ibis_type(ibis: Any, kind: str) -> Any:
+    from ibis.backends.sql.datatypes import PostgresType
+
+    return PostgresType.from_string(kind)
+
+
+def ibis_query(expression: Any, session: Any) -> str:
+    """The SQL of an ibis expression, over the queries behind its tables."""
+    ibis = _library("ibis")
+    if not hasattr(expression, "schema"):
+        expression = expression.as_table()
+    sql = ibis.to_sql(expression, dialect="postgres")
+    used = {table.get_name() for table in expression.op().find(ibis.expr.operations.UnboundTable)}
+    named = [
+        f'"{name}" as not materialized ({query})'
+        for name, query in session.named.items()
+        if name in used
+    ]
+    return f"with {', '.join(named)} select * from ({sql}) as expression" if named else str(sql)
+
+
+# --- to PostgreSQL ------------------------------------------------------------------------------
+
+
+def rows_of(frame: Any, origin: dict[str, str]) -> tuple[dict[str, str], Iterator[dict[str, Any]]]:
+    """A frame's columns with their PostgreSQL types, and its rows in constant memory.
+
+    A column that still has the Arrow type of the column of its name that was read, has that one's
+    type again. pandas' columns of Python objects, and those of nothing but NULL, get no type here.
+    """
+    pa = _library("pyarrow")
+    pandas = type(frame).__module__.startswith("pandas")
+    if type(frame).__module__.startswith("polars"):
+        frame = frame.to_arrow()
+    if pandas:
+        plain = [name for name in frame.columns if frame[name].dtype != object]
+        schema = pa.Schema.from_pandas(frame[plain], preserve_index=False)
+        columns = _pandas_columns(pa, frame)
+    else:
+        frame = pa.Table.from_batches([frame]) if isinstance(frame, pa.RecordBatch) else frame
+        schema = frame.schema
+        batches = frame.to_batches(BATCH) if isinstance(frame, pa.Table) else frame
+        columns = ([_values(pa, a, n) for n, a in zip(schema.names, b.columns)] for b in batches)  # noqa: B905
+    types = {}
+    for column in schema:
+        kind = origin.get(column.name)
+        same = kind is not None and _plain(pa, column.type) == arrow_type(kind)
+        found = kind if same else postgres_type(column.type, column.name)
+        if found is not None:
+            types[column.name] = found
+    names = [str(name) for name in frame.columns] if pandas else schema.names
+    return types, (dict(zip(names, row)) for several in columns for row in zip(*several))  # noqa: B905
+
+
+def _pandas_columns(pa: Any, frame: Any) -> Iterator[list[list[Any]]]:
+    for first in range(0, len(frame), BATCH):
+        part = frame.iloc[first : first + BATCH]
+        columns = []
+        for name in frame.columns:
+            series = part[name]
+            if series.dtype == object:
+                gone = series.isna()
+                columns.append([None if no else value for value, no in zip(series, gone)])  # noqa: B905
+            else:
+                array = pa.array(series, from_pandas=True)
+                for chunk in [array] if isinstance(array, pa.Array) else [array.combine_chunks()]:
+                    columns.append(_values(pa, chunk, str(name)))
+        yield columns
+
+
+def _values(pa: Any, array: Any, name: str) -> list[Any]:
+    """An array as Python's values; what becomes jsonb, as its text."""
+    kind = array.type
+    if getattr(kind, "unit", None) == "ns":
+        try:  # Python has microseconds, as PostgreSQL has
+            array = array.cast(_microseconds(pa, kind))
+        except pa.ArrowInvalid:
+            raise ResultError(
+                f"column {name!r} has nanoseconds, PostgreSQL has microseconds: round it"
+            ) from None
+    found = array.to_pylist(maps_as_pydicts="strict")
+    if postgres_type(kind, name) == "jsonb":
+        return [None if value is None else to_json(value) for value in found]
+    return list(found)
+
+
+def _microseconds(pa: Any, kind: Any) -> Any:
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+
+
+def _plain(pa: Any, kind: Any) -> Any:
+    """A type without what only saves space: `large_string` or a dictionary is a string."""
+    if pa.types.is_dictionary(kind):
+        return _plain(pa, kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_large_list(kind):
+        return pa.list_(_plain(pa, kind.value_type))
+    return kind
+
+
+def postgres_type(kind: Any, name: str) -> str | None:
+    """The PostgreSQL type that holds an Arrow type exactly; None where all there is, is NULL."""
+    pa = _library("pyarrow")
+    kind = _plain(pa, kind)
+    plain = {
+        pa.bool_(): "boolean",
+        pa.int8(): "smallint",
+        pa.int16(): "smallint",
+        pa.uint8(): "smallint",
+        pa.int32(): "integer",
+        pa.uint16(): "integer",
+        pa.int64(): "bigint",
+        pa.uint32(): "bigint",
+        pa.uint64(): "numeric(20,0)",
+        pa.float16(): "real",
+        pa.float32(): "real",
+        pa.float64(): "double precision",
+        pa.string(): "text",
+        pa.binary(): "bytea",
+        pa.date32(): "date",
+        pa.date64(): "date",
+        pa.uuid(): "uuid",
+    }
+    if kind in plain:
+        return plain[kind]
+    if pa.types.is_timestamp(kind):
+        return "timestamptz" if kind.tz else "timestamp"
+    if pa.types.is_decimal(kind):
+        return f"numeric({kind.precision},{kind.scale})"
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        element = postgres_type(kind.value_type, name)
+        nested = element is None or element == "jsonb" or element.endswith("[]")
+        return "jsonb" if nested else f"{element}[]"
+    for found, answer in (
+        (pa.types.is_time, "time"),
+        (pa.types.is_duration, "interval"),
+        (pa.types.is_fixed_size_binary, "bytea"),
+        (pa.types.is_struct, "jsonb"),
+        (pa.types.is_map, "jsonb"),
+    ):
+        if found(kind):
+            return answer
+    if pa.types.is_null(kind):
+        return None
+    raise ResultError(f"column {name!r} is of Arrow's type {kind}: PostgreSQL has none for it")

@@ -1,0 +1,242 @@
+"""What `dbt.ref` and `dbt.source` give a Python model: a query, not yet run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from exporter.python_models import values
+
+if TYPE_CHECKING:
+    import ibis
+    import pandas
+    import polars
+    import pyarrow
+
+Row = dict[str, Any]
+FETCHED = 2_000
+"""Rows of one FETCH: enough to hide the round trip, few enough to stay at some megabytes."""
+
+
+class Session:
+    """dbt's own connection, as a model's `session`: what runs here runs in dbt's transaction."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._cursors = 0
+        self.types: dict[str, str] = {}
+        """The type of each column of the relations that were read, the first relation's first."""
+        self.named: dict[str, str] = {}
+        """The queries behind the ibis tables that were handed out, by their names."""
+
+    def sql(self, query: str, params: Any = None) -> Relation:
+        """A relation of a query of one's own; `%s` and `%(name)s` stand for `params`."""
+        return Relation(self, self.bound(query, params))
+
+    def execute(self, statement: str, params: Any = None) -> int:
+        """Run a statement in dbt's transaction; returns the number of rows it changed."""
+        with self._handle.cursor() as cursor:
+            cursor.execute(statement, params)
+            return int(cursor.rowcount)
+
+    def fetch(self, query: str, params: Any = None) -> list[tuple[Any, ...]]:
+        """The rows of a small query."""
+        with self._handle.cursor() as cursor:
+            cursor.execute(query, params)
+            return list(cursor.fetchall())
+
+    def stream(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
+        """A query's rows, in lists, in constant memory: by a cursor of the server."""
+        self._cursors += 1
+        with self._handle.cursor(name=f"dbt_python_{self._cursors}") as cursor:
+            values.register(cursor)
+            cursor.execute(query)
+            while rows := cursor.fetchmany(FETCHED):
+                yield rows
+
+    def copy(self, statement: str, source: Any) -> None:
+        """COPY … FROM STDIN of what `source.read` gives."""
+        with self._handle.cursor() as cursor:
+            cursor.copy_expert(statement, source)
+
+    def bound(self, sql: str, params: Any) -> str:
+        """The SQL with its parameters written into it, as literals."""
+        if params is None:
+            return sql
+        with self._handle.cursor() as cursor:
+            return str(cursor.mogrify(sql, params).decode())
+
+    def columns(self, query: str) -> list[tuple[str, str]]:
+        """The names and types of a query's columns, in their order."""
+        with self._handle.cursor() as cursor:
+            cursor.execute(f"select * from ({query}) as described limit 0")
+            found = [(column.name, column.type_code, column) for column in cursor.description]
+            oids = sorted({oid for _, oid, _ in found})
+            names = {}
+            for oid in oids:
+                cursor.execute("select format_type(%s, null)", (oid,))
+                names[oid] = cursor.fetchone()[0]
+        return [(name, names[oid] + _modifier(names[oid], info)) for name, oid, info in found]
+
+
+def _modifier(name: str, column: Any) -> str:
+    if name == "numeric" and column.precision not in (None, 65535):
+        return f"({column.precision},{column.scale})"
+    return ""
+
+
+class Relation:
+    """A table, view or query. Iterating reads its rows as dicts, in constant memory.
+
+    `select`, `where` and `limit` give a new relation, whose SQL does that; nothing runs before
+    the rows are asked for, and nothing at all where a model returns the relation itself.
+    """
+
+    def __init__(self, session: Session, query: str, name: str | None = None) -> None:
+        self._session = session
+        self.query = query
+        self._name = self._table = name
+
+    def __str__(self) -> str:
+        return self._name or f"({self.query})"
+
+    def __iter__(self) -> Iterator[Row]:
+        names = self.columns
+        for rows in self._session.stream(self.query):
+            for row in rows:
+                yield dict(zip(names, row))  # noqa: B905 — a query's rows are as long as its columns
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, in their order."""
+        return list(self.types)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The PostgreSQL type of each column."""
+        found = dict(self._session.columns(self.query))
+        for name, kind in found.items():
+            self._session.types.setdefault(name, kind)
+        return found
+
+    def select(self, *columns: str) -> Relation:
+        """Only these columns, each an expression of SQL: `select("id", "lower(tag) as tag")`."""
+        return self._of(f"select {', '.join(columns)} from ({self.query}) as relation")
+
+    def where(self, condition: str, params: Any = None) -> Relation:
+        """Only the rows that meet a condition of SQL; `%s` and `%(name)s` stand for `params`."""
+        bound = self._session.bound(condition, params)
+        return self._of(f"select * from ({self.query}) as relation where {bound}")
+
+    def limit(self, rows: int) -> Relation:
+        """At most so many rows."""
+        return self._of(f"select * from ({self.query}) as relation limit {int(rows)}")
+
+    def map(self, function: Callable[[Row], Row | None]) -> Mapped:
+        """`function(row)` of each row; a row for which it returns None is left out."""
+        return Mapped(self, function)
+
+    def arrow(self) -> pyarrow.Table:
+        """All rows as a pyarrow table, each column of the type that fits PostgreSQL's exactly."""
+        from exporter.python_models import frames
+
+        types = self.types
+        exact = [
+            f"{quoted(name)}::text{'[]' * kind.endswith('[]')} as {quoted(name)}"
+            if frames.as_text(kind)
+            else quoted(name)
+            for name, kind in types.items()
+        ]
+        return frames.arrow_table(types, self._session.stream(self.select(*exact).query))
+
+    def pandas(self) -> pandas.DataFrame:
+        """All rows as a pandas frame with arrow's types, so that NULL and integers stay apart."""
+        from exporter.python_models import frames
+
+        return frames.to_pandas(self.arrow())
+
+    def polars(self) -> polars.DataFrame:
+        """All rows as a polars frame."""
+        from exporter.python_models import frames
+
+        return frames.to_polars(self.arrow())
+
+    def ibis(self) -> ibis.Table:
+        """An ibis table. An expression on it runs in the database when the model returns it."""
+        from exporter.python_models import frames
+
+        name = f"dbt_relation_{len(self._session.named) + 1}"
+        self._session.named[name] = self.query
+        return frames.ibis_table(name, self.types)
+
+    def key(self, row: Row) -> dict[str, Any]:
+        """What names the row in a message: its primary key, where the relation has one."""
+        if self._table is None:
+            return {}
+        found = self._session.fetch(
+            "select a.attname from pg_index i join pg_attribute a"
+            " on a.attrelid = i.indrelid and a.attnum = any (i.indkey)"
+            " where i.indrelid = %s::regclass and i.indisprimary",
+            (self._table,),
+        )
+        return {name: row[name] for (name,) in found if name in row}
+
+    def _of(self, query: str) -> Relation:
+        relation = Relation(self._session, query)
+        relation._table = self._table
+        return relation
+
+
+class This(Relation):
+    """`dbt.this`: the model's own table, with the names that dbt's documentation gives it."""
+
+    def __init__(self, session: Session, this: Any) -> None:
+        super().__init__(session, f"select * from {this!r}", repr(this))
+        self.database, self.schema, self.identifier = this.database, this.schema, this.identifier
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The PostgreSQL type of each column; a column of a result did not come from here."""
+        return dict(self._session.columns(self.query))
+
+
+def quoted(name: str) -> str:
+    """A name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class RowError(Exception):
+    """A row function failed; the cause is the user's own error."""
+
+    def __init__(self, row: Row, number: int, relation: Relation) -> None:
+        super().__init__(f"row {number}")
+        self.row, self.number, self.relation = row, number, relation
+
+
+class Mapped:
+    """The rows of a relation through a row function; a row that became None is left out."""
+
+    def __init__(self, relation: Relation, function: Callable[[Row], Row | None]) -> None:
+        self._relation = relation
+        self._function = function
+
+    def __iter__(self) -> Iterator[Row]:
+        function = self._function
+        source: Iterator[Row] = iter(self._relation)
+        for number, row in enumerate(source, 1):
+            try:
+                changed = function(row)
+            except Exception as error:
+                raise RowError(row, number, self._relation) from error
+            if changed is not None:
+                yield changed
+
+    def map(self, function: Callable[[Row], Row | None]) -> Mapped:
+        """One more row function behind this one."""
+        first = self._function
+
+        def both(row: Row) -> Row | None:
+            changed = first(row)
+            return None if changed is None else function(changed)
+
+        return Mapped(self._relation, both)

@@ -1,0 +1,271 @@
+"""Rows of Python into a temporary table, batch by batch, in constant memory.
+
+A column's type is that of the model's YAML, else of the column of the same name that was read,
+else of its values. Where only the values tell, the column is staged as text, and the query that is
+returned casts it: so a type may still be found, or become wider, in the last row.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+import psycopg2
+
+from exporter.python_models import values
+from exporter.python_models.relation import Session, quoted
+from exporter.python_models.values import UnfitError
+
+TABLE = "__dbt_python_rows"
+BATCH = 5_000
+"""Rows of one COPY: some megabytes, so that its round trip does not count."""
+
+
+class ResultError(Exception):
+    """A result that cannot become a table; str() says why, and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a result's types before its rows: by column, PostgreSQL's names.
+
+    `declared` in YAML, `origin` those of the columns that were read, `own` the table's that the
+    model adds to, `exact` a frame's.
+    """
+
+    declared: dict[str, str]
+    origin: dict[str, str]
+    own: dict[str, str]
+    exact: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Column:
+    """One column of the result. `kind`, its type, may be told by a value; `staged` stays."""
+
+    name: str
+    kind: str | None
+    staged: str = "text"
+    inferred: bool = False
+    encoder: Mapping[Any, Any] = field(default_factory=lambda: values.TEXT)
+
+    @property
+    def quoted(self) -> str:
+        """The name as an identifier of SQL."""
+        return quoted(self.name)
+
+    @property
+    def selected(self) -> str:
+        """The column in the query that gives the result."""
+        if self.staged == self.kind:
+            return self.quoted
+        return f"{self.quoted}::{self.kind} as {self.quoted}"
+
+
+def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -> str:
+    """Put rows, dicts that is, into a temporary table; return the query that gives them.
+
+    Raises ResultError: what no table can hold is named by column, number and `key` of its row.
+    """
+    session.execute(f"drop table if exists pg_temp.{TABLE}")
+    columns: list[Column] = []
+    read = 0
+    for batch in _batches(rows):
+        found = _values(batch, columns, known, read)
+        _decide(columns, found, known, read)
+        if not read:
+            _create(session, columns)
+        _copy(session, columns, found, _Rows(batch, read, key))
+        read += len(batch)
+    if not read:
+        known_names = known.exact or known.own or known.declared
+        if not known_names:
+            raise ResultError(
+                "the model returned no row, so its columns are unknown: name them, each with its"
+                " data_type, in the model's YAML"
+            )
+        columns = [Column(name, None) for name in known_names]
+    for column in columns:
+        column.kind = column.kind or _known_type(column.name, known)
+    if not read:
+        _create(session, columns)
+    return f"select {', '.join(c.selected for c in columns)} from pg_temp.{TABLE}"
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    kept = (row for row in rows if row is not None)  # what a row function leaves out
+    while batch := list(islice(kept, BATCH)):
+        yield batch
+
+
+def _values(
+    batch: list[Any], columns: list[Column], known: Known, read: int
+) -> list[tuple[Any, ...]]:
+    """The rows' values in the order of `columns`, which the first batch fills."""
+    for kind in set(map(type, batch)):
+        if not issubclass(kind, Mapping):
+            number = next(n for n, row in enumerate(batch) if type(row) is kind) + read + 1
+            raise ResultError(f"row {number} is a {kind.__name__}: a row is a dict, or None")
+    if not columns:
+        names = dict.fromkeys(name for row in batch for name in row)
+        columns.extend(_column(str(name), known) for name in names)
+    names_of = [column.name for column in columns]
+    size = len(names_of)
+    get = itemgetter(*names_of) if size > 1 else lambda row: (row[names_of[0]],)
+    found = []
+    for row in batch:
+        try:
+            if len(row) > size:
+                raise KeyError
+            found.append(get(row))
+        except KeyError:
+            unknown = [name for name in row if name not in names_of]
+            if unknown:
+                raise ResultError(
+                    f"row {read + len(found) + 1} has a column {unknown[0]!r} that the first"
+                    f" {BATCH:,} rows do not have: give every row the same columns"
+                ) from None
+            found.append(tuple(row.get(name) for name in names_of))
+    return found
+
+
+def _column(name: str, known: Known) -> Column:
+    fixed = known.declared.get(name) or known.exact.get(name)
+    if fixed is None:
+        return Column(name, None)
+    # a frame's text column of jsonb is JSON already
+    encoder = values.TEXT if name in known.exact else values.encoders(fixed)
+    return Column(name, fixed, fixed, encoder=encoder)
+
+
+def _known_type(name: str, known: Known) -> str:
+    found = known.declared.get(name) or known.exact.get(name)
+    found = found or known.origin.get(name) or known.own.get(name)
+    if found is None:
+        raise ResultError(
+            f"column {name!r} is null in every row, so nothing tells its type: write it in the"
+            f" model's YAML\n  columns:\n    - name: {name}\n      data_type: text"
+        )
+    return found
+
+
+def _decide(columns: list[Column], rows: list[tuple[Any, ...]], known: Known, read: int) -> None:
+    """Find the types that values tell: of a column's first value, then wider ones."""
+    for place, column in enumerate(columns):
+        if column.kind is not None and not column.inferred:
+            continue
+        present = [row[place] for row in rows if row[place] is not None]
+        if not present:
+            continue
+        origin = known.origin.get(column.name)
+        if column.kind is None and origin and values.fits(present[0], origin):
+            column.kind, column.encoder = origin, values.encoders(origin)
+            if not read:
+                column.staged = origin
+            continue
+        for kind in _types(present, column.name):
+            wider = values.common_type(column.kind, kind)
+            if wider is None:
+                raise ResultError(
+                    f"column {column.name!r} has values of type {column.kind} and of type {kind}:"
+                    " make them one, or write its data_type in the model's YAML"
+                )
+            column.kind, column.inferred = wider, True
+            column.encoder = values.encoders(wider)
+
+
+def _types(present: list[Any], name: str) -> set[str]:
+    found = set()
+    try:
+        for kind in set(map(type, present)):
+            if issubclass(kind, (int, datetime, Enum)):  # the value itself tells
+                found |= {values.type_of(value) for value in present if type(value) is kind}
+            else:
+                found.add(values.type_of(next(v for v in present if type(v) is kind)))
+    except UnfitError as error:
+        raise ResultError(
+            f"column {name!r} has {error}: no type of PostgreSQL is known for it; "
+            "convert it, or write its data_type in the model's YAML"
+        ) from None
+    return found
+
+
+def _create(session: Session, columns: Sequence[Column]) -> None:
+    if not columns:
+        raise ResultError("the model's rows have no column")
+    defined = ", ".join(f"{column.quoted} {column.staged}" for column in columns)
+    session.execute(f"create temporary table {TABLE} ({defined}) on commit drop")
+
+
+# --- encode and copy ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a batch, for the errors."""
+
+    rows: list[Any]
+    read: int
+    key: list[str]
+
+    def name(self, place: int) -> str:
+        """`row 17, id = 4`: the row at a place of the batch."""
+        row = self.rows[place]
+        named = "".join(f", {name} = {row[name]!r}" for name in self.key if name in row)
+        return f"row {self.read + place + 1}{named}"
+
+
+def _copy(
+    session: Session, columns: list[Column], found: list[tuple[Any, ...]], rows: _Rows
+) -> None:
+    texts = [
+        _encoded(column, column_values, rows)
+        for column, column_values in zip(columns, zip(*found))  # noqa: B905 — of one length
+    ]
+    lines = "\n".join(map("\t".join, zip(*texts)))  # noqa: B905
+    names = ", ".join(column.quoted for column in columns)
+    try:
+        session.copy(f"copy pg_temp.{TABLE} ({names}) from stdin", io.BytesIO(lines.encode()))
+    except psycopg2.Error as error:
+        raise ResultError(_refused(error, rows)) from None
+
+
+def _encoded(column: Column, present: tuple[Any, ...], rows: _Rows) -> Sequence[str]:
+    """The values of a column as COPY's text."""
+    kinds = set(map(type, present))
+    encoder = column.encoder
+    try:
+        if kinds == {str} and encoder is values.TEXT:
+            return values.texts(present)
+        if len(kinds) == 1:
+            return list(map(encoder[kinds.pop()], present))
+        return [encoder[type(value)](value) for value in present]
+    except UnfitError:
+        for place, value in enumerate(present):
+            try:
+                encoder[type(value)](value)
+            except UnfitError as error:
+                raise ResultError(
+                    f"column {column.name!r} cannot hold {error}: {rows.name(place)}"
+                ) from None
+        raise
+
+
+_LINE = re.compile(r"line (\d+)(?:, column (.+?)(?::|$))?")
+
+
+def _refused(error: psycopg2.Error, rows: _Rows) -> str:
+    """PostgreSQL's refusal without the value that it quotes, and with the row's key."""
+    what = re.sub(r':? ".*', "", error.diag.message_primary or str(error), flags=re.DOTALL)
+    where = _LINE.search(error.diag.context or "")
+    if where is None:
+        return what
+    column = f"column {where[2]!r}: " if where[2] else ""
+    return f"{column}{what}: {rows.name(int(where[1]) - 1)}"

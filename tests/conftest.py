@@ -109,8 +109,8 @@ def compare(place: Workplace, source: str, raw: str, columns: str = "*") -> None
                 f" '{schema}' and table_name = '{table.strip(chr(34))}' order by ordinal_position",
             )
         )
-    statement = "select md5(string_agg(t::text, '\n' order by t::text collate \"C\")), count(*)"
-    statement += " from (select {} from {}) t"
+    statement = "select md5(string_agg(whole::text, '\n' order by whole::text collate \"C\")),"
+    statement += " count(*) from (select {} from {}) whole"  # no column has this name
     ours = place.query(place.core, statement.format(names, source))
     theirs = place.query(place.analytics, statement.format(names, raw))
     assert ours == theirs

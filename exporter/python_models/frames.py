@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from exporter.python_models.staging import BATCH, ResultError
-from exporter.python_models.values import to_json
+from exporter.python_models.values import InfiniteDate, InfiniteTimestamp, to_json
 
 _EXACT = {
     "smallint": "int16",
@@ -75,7 +75,7 @@ def arrow_table(types: dict[str, str], batches: Iterable[list[tuple[Any, ...]]])
         arrays = []
         for number, (column, values) in enumerate(zip(schema, zip(*rows))):  # noqa: B905
             try:
-                arrays.append(pa.array(values, column.type))
+                arrays.append(pa.array(_finite(values), column.type))
             except (pa.ArrowException, ValueError, TypeError, OverflowError):
                 raise ResultError(
                     f"column {column.name!r} holds a {types[column.name]} that Arrow's"
@@ -84,6 +84,12 @@ def arrow_table(types: dict[str, str], batches: Iterable[list[tuple[Any, ...]]])
                 ) from None
         found.append(pa.record_batch(arrays, schema=schema))
     return pa.Table.from_batches(found, schema)
+
+
+def _finite(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not {InfiniteDate, InfiniteTimestamp}.isdisjoint(map(type, values)):
+        raise ValueError("infinity")
+    return values
 
 
 def to_pandas(table: Any) -> Any:
@@ -118,7 +124,7 @@ def ibis_query(expression: Any, session: Any) -> str:
     if not hasattr(expression, "schema"):
         expression = expression.as_table()
     sql = ibis.to_sql(expression, dialect="postgres")
-    used = {table.get_name() for table in expression.op().find(ibis.expr.operations.UnboundTable)}
+    used = {table.name for table in expression.op().find(ibis.expr.operations.UnboundTable)}
     named = [
         f'"{name}" as not materialized ({query})'
         for name, query in session.named.items()

@@ -17,6 +17,8 @@ Row = dict[str, Any]
 FETCHED = 2_000
 """Rows of one FETCH: enough to hide the round trip, few enough to stay at some megabytes."""
 
+DESCRIBED = "__dbt_python_described"
+
 
 class Session:
     """dbt's own connection, as a model's `session`: what runs here runs in dbt's transaction."""
@@ -67,22 +69,15 @@ class Session:
             return str(cursor.mogrify(sql, params).decode())
 
     def columns(self, query: str) -> list[tuple[str, str]]:
-        """The names and types of a query's columns, in their order."""
-        with self._handle.cursor() as cursor:
-            cursor.execute(f"select * from ({query}) as described limit 0")
-            found = [(column.name, column.type_code, column) for column in cursor.description]
-            oids = sorted({oid for _, oid, _ in found})
-            names = {}
-            for oid in oids:
-                cursor.execute("select format_type(%s, null)", (oid,))
-                names[oid] = cursor.fetchone()[0]
-        return [(name, names[oid] + _modifier(names[oid], info)) for name, oid, info in found]
-
-
-def _modifier(name: str, column: Any) -> str:
-    if name == "numeric" and column.precision not in (None, 65535):
-        return f"({column.precision},{column.scale})"
-    return ""
+        """The names and types of a query's columns, in their order, each type with its length."""
+        # what psycopg2 tells of a cursor's columns has no lengths
+        self.execute(f"create temporary table {DESCRIBED} on commit drop as {query} with no data")
+        found = self.fetch(
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            f" where attrelid = 'pg_temp.{DESCRIBED}'::regclass and attnum > 0 order by attnum"
+        )
+        self.execute(f"drop table pg_temp.{DESCRIBED}")
+        return [(name, kind) for name, kind in found]
 
 
 class Relation:

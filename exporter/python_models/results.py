@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -34,14 +33,9 @@ def query_of(
         from exporter.python_models import frames
 
         return frames.ibis_query(result, session)
-    if result is None or isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
-        raise ResultError(
-            f"model() returned {'nothing' if result is None else f'a {type(result).__name__}'}:"
-            " return rows (an iterable of dicts), a relation, or a frame"
-        )
     known = Known(declared, session.types, dbt.this.types if dbt.is_incremental else {})
-    if not _is_frame(result) and "pyarrow" in sys.modules:
-        result = _peeked(iter(result))
+    if not _is_frame(result):
+        result = _peeked(_rows(result))
     if _is_frame(result):
         from exporter.python_models import frames
 
@@ -50,9 +44,21 @@ def query_of(
     return stage(session, result, known, key)
 
 
+def _rows(result: Any) -> Iterator[Any]:
+    if isinstance(result, Iterable) and not isinstance(result, (str, bytes, dict)):
+        return iter(result)
+    raise ResultError(
+        f"model() returned {'nothing' if result is None else f'a {type(result).__name__}'}:"
+        " return rows (an iterable of dicts), a relation, or a frame"
+    )
+
+
 def _is(value: Any, library: str, name: str) -> bool:
-    module = sys.modules.get(library)  # a model that has not imported it cannot have made one
-    return module is not None and isinstance(value, getattr(module, name))
+    # by name: whoever has not imported a library has no value of it, and need not import it here
+    return any(
+        kind.__name__ == name and kind.__module__.partition(".")[0] == library
+        for kind in type(value).__mro__
+    )
 
 
 def _is_frame(value: Any) -> bool:
@@ -61,9 +67,9 @@ def _is_frame(value: Any) -> bool:
 
 def _peeked(items: Any) -> Any:
     """The items; as one reader of record batches, where they are such."""
-    first = next(items, None)
+    first: Any = next(items, None)
     items = chain([first] if first is not None else [], items)
-    if first is None or not _is(first, "pyarrow", "RecordBatch"):
+    if not _is(first, "pyarrow", "RecordBatch"):
         return items
     import pyarrow
 

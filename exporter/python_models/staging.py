@@ -263,7 +263,7 @@ _LINE = re.compile(r"line (\d+)(?:, column (.+?)(?::|$))?")
 
 def _refused(error: psycopg2.Error, rows: _Rows) -> str:
     """PostgreSQL's refusal without the value that it quotes, and with the row's key."""
-    what = re.sub(r':? ".*', "", error.diag.message_primary or str(error), flags=re.DOTALL)
+    what = re.sub(r':? ".*"', "", error.diag.message_primary or str(error), flags=re.DOTALL)
     where = _LINE.search(error.diag.context or "")
     if where is None:
         return what

@@ -2,7 +2,9 @@
 
 What Python has no exact value for arrives as PostgreSQL's own text and goes back as such: an
 interval with months, a timestamp before Christ or after the year 9999, a range, a network.
-`infinity` of a date or timestamp arrives as the type's `max`, `-infinity` as its `min`.
+`infinity` of a date or timestamp compares as the type's `max`, `-infinity` as its `min`. What is
+not kept: an array's lower bound that is not 1, an interval's hours beyond 24 (they become days,
+which PostgreSQL calls equal), and the zeros at the end of a number within jsonb.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -20,10 +22,7 @@ import psycopg2
 from psycopg2 import extensions
 
 # oid of a type, and of its array
-_DATES = {1082: 1182}
-_TIMESTAMPS = {1114: 1115, 1184: 1185}
 _INTERVALS = {1186: 1187}
-_TIMES = {1083: 1183, 1266: 1270}
 _JSON = {114: 199, 3802: 3807}
 _RANGES = {3904: 3905, 3906: 3907, 3908: 3909, 3910: 3911, 3912: 3913, 3926: 3927}
 _BYTEA = {17: 1001}
@@ -33,9 +32,10 @@ _UUID = {2950: 2951}
 def register(cursor: Any) -> None:
     """Make psycopg2 decode this cursor's columns exactly; other cursors are as they were."""
     for oids, caster in (
-        (_DATES, _or_text(extensions.PYDATE)),
-        (_TIMESTAMPS, _or_text(extensions.PYDATETIME, extensions.PYDATETIMETZ)),
-        (_TIMES, _or_text(extensions.PYTIME)),
+        ({1082: 1182}, _or_text(1082, extensions.PYDATE)),
+        ({1114: 1115}, _or_text(1114, extensions.PYDATETIME)),
+        ({1184: 1185}, _or_text(1184, extensions.PYDATETIMETZ)),
+        ({1083: 1183, 1266: 1270}, _or_text(1083, extensions.PYTIME)),
         (_INTERVALS, _interval),
         (_JSON, _from_json),
         (_RANGES, lambda text, cursor: text),
@@ -48,14 +48,39 @@ def register(cursor: Any) -> None:
         extensions.register_type(many, cursor)
 
 
-def _or_text(native: Any, zoned: Any = None) -> Callable[[str | None, Any], Any]:
+class InfiniteDate(date):
+    """A date's `infinity` or `-infinity`: year 9999 or 1 to Python, and itself to PostgreSQL."""
+
+
+class InfiniteTimestamp(datetime):
+    """The same of a timestamp."""
+
+
+def _timestamp_at(limit: datetime, zone: timezone | None) -> InfiniteTimestamp:
+    return InfiniteTimestamp.combine(limit.date(), limit.time(), zone)
+
+
+# by the type's oid
+_INFINITE: dict[tuple[int, str], date] = {
+    (1082, "infinity"): InfiniteDate.fromordinal(date.max.toordinal()),
+    (1082, "-infinity"): InfiniteDate.fromordinal(date.min.toordinal()),
+    (1114, "infinity"): _timestamp_at(datetime.max, None),
+    (1114, "-infinity"): _timestamp_at(datetime.min, None),
+    (1184, "infinity"): _timestamp_at(datetime.max, timezone.utc),
+    (1184, "-infinity"): _timestamp_at(datetime.min, timezone.utc),
+}
+
+
+def _or_text(oid: int, native: Any) -> Callable[[str | None, Any], Any]:
     def cast(text: str | None, cursor: Any) -> Any:
         if text is None:
             return None
-        # a zone stands behind the seconds: `2026-01-01 00:00:00+00`
-        chosen = zoned if zoned and ("+" in text or "-" in text[10:]) else native
+        if text.endswith("infinity"):
+            return _INFINITE[oid, text]
+        if text.startswith("24"):  # 24:00:00, which Python would call midnight before
+            return text
         try:
-            return chosen(text, cursor)
+            return native(text, cursor)
         except (ValueError, OverflowError, psycopg2.Error):
             return text
 
@@ -72,14 +97,31 @@ def _bytes(text: str | None, cursor: Any) -> bytes | None:
     return None if text is None else bytes.fromhex(text[2:])
 
 
+class JsonNull:
+    """JSON's own null as a column's whole value, which is not SQL's NULL."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "JSON_NULL"
+
+
+JSON_NULL = JsonNull()
+
+
 def _float(text: str) -> float | Decimal:
     number = float(text)
     # jsonb holds any number: one that a float would change stays a Decimal
-    return number if len(text) < 16 or Decimal(repr(number)) == Decimal(text) else Decimal(text)
+    short = len(text) < 16 and "e" not in text.lower()
+    return number if short or Decimal(repr(number)) == Decimal(text) else Decimal(text)
 
 
 def _from_json(text: str | None, cursor: Any) -> Any:
-    return None if text is None else json.loads(text, parse_float=_float)
+    if text is None:
+        return None
+    value = json.loads(text, parse_float=_float)
+    return JSON_NULL if value is None else value
 
 
 # --- Python to the text of COPY -----------------------------------------------------------------
@@ -110,34 +152,42 @@ def texts(many: Sequence[str]) -> Sequence[str]:
 
 
 def _timestamp(value: datetime) -> str:
-    if value.year in (1, 9999):
-        plain = value.replace(tzinfo=None)
-        if plain in (datetime.max, datetime.min):
-            return "infinity" if plain == datetime.max else "-infinity"
+    if type(value) is InfiniteTimestamp:
+        return "infinity" if value.year == datetime.max.year else "-infinity"
     return value.isoformat(" ")
 
 
 def _date(value: date) -> str:
-    return {date.max: "infinity", date.min: "-infinity"}.get(value) or value.isoformat()
+    if type(value) is InfiniteDate:
+        return "infinity" if value.year == date.max.year else "-infinity"
+    return value.isoformat()
 
 
 def _duration(value: timedelta) -> str:
-    return f"{value.days} days {value.seconds} secs {value.microseconds} microseconds"
+    # Python's -1 microsecond is -1 day and 86399.999999 seconds
+    sign, size = ("-", -value) if value < timedelta(0) else ("", value)
+    return (
+        f"{sign}{size.days} days {sign}{size.seconds} secs {sign}{size.microseconds} microseconds"
+    )
 
 
 def _array(value: Iterable[Any]) -> str:
     return _text(_array_literal(value))
 
 
-def _array_literal(value: Iterable[Any]) -> str:
+def _json_array(value: Iterable[Any]) -> str:
+    return _text(_array_literal(value, json=True))
+
+
+def _array_literal(value: Iterable[Any], *, json: bool = False) -> str:
     parts = []
     for item in value:
         if item is None:
             parts.append("NULL")
-        elif isinstance(item, (list, tuple)):
+        elif isinstance(item, (list, tuple)) and not json:
             parts.append(_array_literal(item))
         else:
-            plain = to_json(item) if isinstance(item, Mapping) else _plain(item)
+            plain = to_json(item) if json or isinstance(item, Mapping) else _plain(item)
             parts.append('"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"')
     return "{" + ",".join(parts) + "}"
 
@@ -162,6 +212,8 @@ def _extra(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
+    if value is JSON_NULL:
+        return None
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (set, frozenset)):
@@ -211,6 +263,7 @@ TEXT: _Encoders = _Encoders(
         dict: lambda value: _text(to_json(value)),
         list: _array,
         tuple: _array,
+        JsonNull: lambda value: "null",
     }
 )
 
@@ -226,6 +279,8 @@ JSON = _JsonEncoders({type(None): TEXT[type(None)]})
 
 def encoders(type_name: str) -> _Encoders:
     """What encodes the values of a column of this PostgreSQL type."""
+    if type_name in ("json[]", "jsonb[]"):
+        return _Encoders({**TEXT, list: _json_array, tuple: _json_array})
     return JSON if type_name in ("json", "jsonb") else TEXT
 
 
@@ -292,11 +347,19 @@ _FAMILIES: dict[str, set[str]] = {
 }
 
 
+_MOMENTS = {"date", "timestamp", "timestamptz", "time"}
+_ISO = re.compile(r"\d{4,}-\d\d-\d\d|\d\d:\d\d:\d\d")
+
+
 def fits(value: Any, type_name: str) -> bool:
     """Whether a value looks as if it came from a column of this type, still in its form."""
     if type_name in ("json", "jsonb"):
-        return isinstance(value, (Mapping, list))
+        return isinstance(value, (Mapping, list, JsonNull))
     if type_name.endswith("[]"):
         return isinstance(value, (list, tuple))
-    name = type_name.partition("(")[0]
-    return type_of(value) in _FAMILIES.get(name, {"text"})
+    name = re.sub(r"\(.*?\)", "", type_name)  # `timestamp(3) without time zone`
+    family = _FAMILIES.get(name, {"text"})
+    if isinstance(value, str) and "text" not in family:
+        # what Python has no value for, such as a year before Christ; ISO's order is unambiguous
+        return family <= _MOMENTS and _ISO.match(value) is not None
+    return type_of(value) in family

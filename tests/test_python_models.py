@@ -1,0 +1,320 @@
+"""Python models: values, results, errors, transactions, and dbt's commands around them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.conftest import Workplace, compare
+
+TYPES = """
+create type mood as enum ('sad', 'so, so "x"');
+create table typed (
+    id bigint primary key, small smallint, i integer, num numeric, sized numeric(12, 3), r real,
+    f double precision, b boolean, t text, v varchar(20), c char(4), d date, ts timestamp,
+    tz timestamptz, ti time, tt timetz, iv interval, u uuid, bin bytea, js json, jb jsonb,
+    a text[], n numeric[], m int[], tsa timestamptz[], jba jsonb[], e mood, net inet, rg numrange,
+    p point, x xml, bits bit(3), mon money
+);
+insert into typed (id) values (1);
+insert into typed values (
+    2, -32768, 2147483647, 123456789012345678901234567890.000000000000001, 1.100, 1.17549e-38,
+    2.2250738585072014e-308, true, E'tab\\t line\\n cr\\r \\\\N \\\\ "quote" é 😀', 'var', 'ch  ',
+    '0044-03-15 BC', '2026-01-02 03:04:05.000001', '2026-01-02 03:04:05.999999+02',
+    '23:59:59.999999', '01:02:03.000004+05:30', '1 year 2 months -3 days 04:05:06.000007',
+    'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '\\x00ff5c0a09', '{"b": 1.1, "a": [null, "\\u00e9"]}',
+    '{"big": 12345678901234567890.123456789, "t": "a\\\\b\\n", "n": null, "z": 1.5}',
+    array['a', null, 'NULL', 'q"\\\\,{}', ''], array[1.10, 'NaN'], '{{1,2},{3,null}}',
+    array['2026-01-02 03:04:05.5+00'::timestamptz, 'infinity'], array['{"a": [1]}'::jsonb, null],
+    'so, so "x"', '10.0.0.1/8', '[1.50,2)', '(1,2.5)', '<a>b</a>', '101', 12.34
+);
+insert into typed (id, num, f, r, d, ts, tz, iv, ti, jb, js, m)
+values (3, 'NaN', 'NaN', '-Infinity', 'infinity', '-infinity', 'infinity', '3 days 00:00:01.5',
+        '24:00:00', '[]', 'null', '{}'),
+       (4, '1e-30', 'Infinity', 0.1, '9999-12-31', '10000-01-01 00:00:00', '0001-01-01 00:00:00 BC',
+        '-00:00:00.000001', '00:00', '"text"', '"text"', null),
+       (5, 1.10, -0.0, 1, '0001-01-01', '9999-12-31 23:59:59', '2026-06-01 00:00:00-11', '0',
+        '12:00', 'true', '1e400', '{5,6}');
+"""
+
+
+@pytest.fixture
+def models(product: Workplace) -> Workplace:
+    """The product's macros without its models; models that a test writes go to `analytics`."""
+    for folder in ("staging", "marts"):
+        for file in (product.folder / "models" / folder).iterdir():
+            file.unlink()
+    for file in (product.folder / "tests" / "dbt").iterdir():
+        file.unlink()
+    (product.folder / "models" / "sources.yml").write_text(
+        "version: 2\nsources: [{name: public, tables: [{name: typed}, {name: event}]}]\n"
+    )
+    return product
+
+
+def python(place: Workplace, name: str, body: str, config: str = "", head: str = "") -> None:
+    """Write a model: the body of its function, after a config."""
+    text = "\n" + head + "\n\ndef model(dbt, session):\n"
+    text += f"    dbt.config(schema='analytics', {config})\n" + textwrap.indent(body, "    ") + "\n"
+    (place.folder / "models" / f"{name}.py").write_text(text)
+
+
+def failed(place: Workplace, *words: str) -> str:
+    done = place.run("dbt", "run", "--no-use-colors", *words)
+    assert done.returncode == 1, done.stdout
+    return done.stdout
+
+
+def test_values_are_exact_both_ways(models: Workplace) -> None:
+    models.query(models.analytics, TYPES)
+    rows = "dbt.source('public', 'typed')"
+    python(models, "rows", f"return {rows}.map(lambda row: row)")
+    python(models, "relation", f"return {rows}")
+    python(models, "narrowed", f"return {rows}.where('id > %s', [2]).select('id', 'num').limit(2)")
+    scalar = "id, small, i, num, sized, r, f, b, t, v, c, u, bin, js, jb, a, n, e, net, rg, x, mon"
+    scalars = f"{rows}.select({', '.join(repr(n.strip()) for n in scalar.split(','))})"
+    for name in ("arrow", "pandas", "polars"):
+        python(models, name, f"return {scalars}.{name}()")
+    python(models, "reader", f"return iter({scalars}.arrow().to_batches(2))")
+    python(models, "ibis", f"t = {rows}.ibis()\nreturn t.filter(t.id > 2)[['id', 'num']]")
+    models.dbt("run")
+    kinds = (
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute where attrelid ="
+        " '{}'::regclass and attnum > 0 and attname not in ('v', 'c', 'bits') order by 1"
+    )
+    compared = "id, num, sized, r, f, b, t, v, d, ts, tz, ti, tt, iv, u, bin, js::jsonb, jb, a, n, "
+    compared += "m, tsa, jba, e, net, rg, p::text, x::text, bits, mon"
+    models.core = models.analytics  # the table that the models read is here, too
+    for name in ("rows", "relation"):
+        compare(models, "typed", f"analytics.{name}", compared)
+        found = models.query(models.analytics, kinds.format(f"analytics.{name}"))
+        assert found == models.query(models.analytics, kinds.format("typed"))
+    without_decoded = scalar.replace("js", "js::jsonb").replace(" x,", " x::text,")
+    for name in ("arrow", "pandas", "polars", "reader"):
+        compare(models, "typed", f"analytics.{name}", without_decoded)
+    assert len(models.query(models.analytics, "select id, num from analytics.narrowed")) == 2
+    assert len(models.query(models.analytics, "select id, num from analytics.ibis")) == 3
+
+
+EVENTS = """
+create table event (id bigint primary key, note text, n int, _exported_at timestamptz);
+insert into event select n, 'note ' || n, n, timestamptz '2026-01-01' + n * interval '1 second'
+from generate_series(1, 12000) as n;
+"""
+ROWS = "dbt.source('public', 'event')"
+
+
+def test_types_that_only_values_tell(models: Workplace) -> None:
+    values = {
+        "whole": "7",
+        "huge": "2**70",
+        "exact": "Decimal('1.10')",
+        "f": "1.5",
+        "yes": "True",
+        "word": "'a\\tb'",
+        "naive": "datetime(2026, 1, 2, 3, 4, 5, 6)",
+        "aware": "datetime(2026, 1, 2, tzinfo=timezone.utc)",
+        "day": "date(2026, 1, 2)",
+        "clock": "time(1, 2, 3, 4)",
+        "span": "timedelta(days=1, microseconds=2)",
+        "mapping": "{'a': [Decimal('1.10'), None]}",
+        "several": "[1, 'b']",
+        "key": "UUID(int=1)",
+        "bin": "b'\\x00\\xff'",
+        "kind": "Kind.ONE",
+    }
+    head = "from datetime import *\nfrom decimal import Decimal\nfrom enum import Enum\n"
+    head += "from uuid import UUID\nclass Kind(Enum):\n    ONE = 'one'\n"
+    row = "{" + ", ".join(f"'{name}': {value}" for name, value in values.items()) + "}"
+    body = f"full = {row}\nempty = dict.fromkeys(full)\n"
+    # the types come late, and the last row widens one of them
+    body += "yield from [empty] * 6000\nyield full\nyield None\nyield {'whole': Decimal('7.5')}"
+    python(models, "inferred", "return rows()", head=head + "def rows():\n" + _indent(body))
+    python(models, "declared", "return [{'a': 1, 'b': [1, None], 'c': 'x', 'd': None}]")
+    (models.folder / "models" / "declared.yml").write_text(
+        "version: 2\nmodels: [{name: declared, columns:"
+        " [{name: a, data_type: smallint}, {name: b, data_type: 'numeric[]'},"
+        " {name: c, data_type: jsonb}, {name: d, data_type: inet}]}]\n"
+    )
+    models.dbt("run")
+    kinds = (
+        "select format_type(atttypid, atttypmod) from pg_attribute where attrelid ="
+        " 'analytics.{}'::regclass and attnum > 0 order by attnum"
+    )
+    found = models.query(models.analytics, kinds.format("inferred"))
+    assert ",".join(kind for (kind,) in found) == (
+        "numeric,numeric,numeric,double precision,boolean,text,timestamp without time zone,"
+        "timestamp with time zone,date,time without time zone,interval,jsonb,jsonb,uuid,bytea,text"
+    )
+    found = models.query(models.analytics, "select * from analytics.inferred where key is not null")
+    assert [str(value) for value in found[0][:8]] == [
+        "7", str(2**70), "1.10", "1.5", "True", "a\tb",
+        "2026-01-02 03:04:05.000006", "2026-01-02 00:00:00+00:00",
+    ]  # fmt: skip
+    assert [str(value) for value in found[0][8:]] == [
+        "2026-01-02", "01:02:03.000004", "1 day, 0:00:00.000002", "{'a': [1.1, None]}",
+        "[1, 'b']", "00000000-0000-0000-0000-000000000001", "b'\\x00\\xff'", "one",
+    ]  # fmt: skip
+    assert models.query(models.analytics, "select count(*) from analytics.inferred") == [(6002,)]
+    assert [kind for (kind,) in models.query(models.analytics, kinds.format("declared"))] == [
+        "smallint", "numeric[]", "jsonb", "inet",
+    ]  # fmt: skip
+
+
+def _indent(text: str) -> str:
+    return textwrap.indent(text, "    ")
+
+
+# name: the model's body, and what dbt must say of it
+REFUSED = {
+    "row_function": (
+        f"return {ROWS}.map(lambda row: {{'id': 1 // (row['id'] - 6543)}})",
+        ["models/row_function.py", "line 6", "ZeroDivisionError", "row 6543, id = 6543"],
+    ),
+    "generator": ("return broken()", ["line 5, in broken", "ValueError: no"]),
+    "nothing": ("return None", ["model() returned nothing"]),
+    "number": ("return 5", ["model() returned a int"]),
+    "tuples": ("return [(1, 2)]", ["row 1 is a tuple"]),
+    "all_null": ("return [{'id': 1, 'gone': None}]", ["column 'gone' is null", "data_type: text"]),
+    "no_row": ("return []", ["returned no row", "data_type"]),
+    "mixed": ("return [{'a': 1}, {'a': 'x'}]", ["column 'a' has values of type"]),
+    "unknown": (
+        "return ({'a': n, **({'b': 1} if n == 5000 else {})} for n in range(5001))",
+        ["row 5001 has a column 'b'"],
+    ),
+    "nul": (
+        "return [{'id': 8, 'a': 'x'}, {'id': 9, 'a': 'secret\\0'}]",
+        ["column 'a' cannot hold the character NUL", "row 2, id = 9"],
+    ),
+    "json_nul": ("return [{'a': {'b': '\\0'}}]", ["the character NUL"]),
+    "odd": ("return [{'a': object()}]", ["column 'a' has a object"]),
+    "copied": (
+        f"return {ROWS}.map(lambda r: {{**r, 'n': r['n'] * 10**(6 if r['id'] > 9000 else 0)}})",
+        ["column 'n': value is out of range for type integer: row 9001"],
+    ),
+    "sql": (f"return {ROWS}.where('missing > 1')", ['column "missing" does not exist']),
+    "library": ("import no_such_library\nreturn []", ["No module named 'no_such_library'"]),
+    "lacking": (f"return {ROWS}.polars()", ["polars is not installed", "pip install polars"]),
+}
+
+
+def test_errors_say_where(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    broken = "def broken():\n    yield {'a': 1}\n    raise ValueError('no')"
+    heads = {"lacking": "import sys; sys.modules['polars'] = None", "generator": "\n" + broken}
+    for name, (body, _) in REFUSED.items():
+        head = heads.get(name, "")
+        python(models, name, body, "unique_key='id'" if name == "nul" else "", head)
+    done = models.run("dbt", "run", "--no-use-colors")
+    assert done.returncode == 1
+    for name, (_, expected) in REFUSED.items():
+        _, _, said = done.stdout.partition(f"Failure in model {name} ")
+        said = said.partition("Failure in model ")[0]
+        for text in expected:
+            assert text in said, (name, said)
+        assert "exporter/python_models" not in said, said
+        assert "secret" not in said
+    assert (
+        models.query(models.analytics, "select * from pg_tables where schemaname='analytics'") == []
+    )
+
+
+@pytest.mark.parametrize("materialized", ["table", "incremental"])
+def test_failing_model_leaves_the_old_table(models: Workplace, materialized: str) -> None:
+    models.query(models.analytics, EVENTS + "create table hooked (what text)")
+    config = f"materialized='{materialized}', incremental_strategy='upsert', unique_key='id', "
+    (models.folder / "models" / "kept.yml").write_text(
+        "version: 2\nmodels: [{name: kept, config: {"
+        "pre_hook: \"insert into public.hooked values ('before')\", "
+        "post_hook: 'insert into public.hooked select count(*)::text from {{ this }}'}}]\n"
+    )
+    python(models, "kept", f"return {ROWS}.limit(3).map(lambda row: row)", config)
+    models.dbt("run")
+    hooked = models.query(models.analytics, "table hooked")
+    assert hooked == [("before",), ("3",)]
+    bad = f"return {ROWS}.map(lambda row: row if row['id'] < 9000 else 1 / 0)"
+    python(models, "kept", bad, config)
+    for words in ([], ["--full-refresh"]):
+        assert "ZeroDivisionError" in failed(models, *words)
+        assert models.query(models.analytics, "select count(*) from analytics.kept") == [(3,)]
+        assert models.query(models.analytics, "table hooked") == hooked
+        tables = "select count(*) from pg_class where relkind = 'r' and relname ~ 'kept|dbt_python'"
+        assert models.query(models.analytics, tables) == [(1,)]
+
+
+def test_increments_miss_nothing_and_log(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    body = f"""
+new = dbt.new_rows({ROWS})
+print("incremental:", dbt.is_incremental, dbt.this.identifier)
+logging.getLogger("my.model").warning("a warning of mine")
+logging.info("an info of mine")
+session.execute("create temp table seen as select %s as n", [5])
+assert [row["n"] for row in session.sql("select * from seen where n = %(n)s", {{"n": 5}})] == [5]
+return new.map(transform)
+"""
+    head = (
+        "import logging\n\ndef transform(row):\n"
+        "    return None if row['id'] % 2 else {**row, 'note': row['note'].upper()}"
+    )
+    config = "materialized='incremental', incremental_strategy='upsert', unique_key='id'"
+    python(models, "step", body, config, head)
+    said = models.dbt("run")
+    assert "incremental: False step" in said
+    assert "a warning of mine" in said
+    assert "an info of mine" in said
+    count = "select count(*), count(*) filter (where note like 'NOTE %') from analytics.step"
+    assert models.query(models.analytics, count) == [(6000, 6000)]
+    said = models.dbt("run")
+    assert "incremental: True step" in said
+    assert "INSERT 0 0" in said
+    models.query(
+        models.analytics,
+        "insert into event values (12001, 'a', 1, '2026-02-01'), (12002, 'b', 1, '2026-02-01');"
+        "update event set note = 'again', _exported_at = '2026-02-02' where id = 4",
+    )
+    assert "INSERT 0 2" in models.dbt("run")
+    changed = "select note from analytics.step where id in (4, 12002) order by id"
+    assert models.query(models.analytics, changed) == [("AGAIN",), ("B",)]
+
+
+def test_commands_of_dbt(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    python(models, "first", f"return {ROWS}.map(lambda row: row)", "materialized='table'")
+    python(models, "second", "return dbt.ref('first').select('id').map(lambda row: 1 / 0)")
+    (models.folder / "models" / "third.sql").write_text(
+        "{{ config(schema='analytics') }} select * from {{ ref('second') }}"
+    )
+    (models.folder / "models" / "first.yml").write_text(
+        "version: 2\nmodels: [{name: first, columns: [{name: id, data_tests: [unique]}]}]\n"
+    )
+    models.dbt("compile")
+    assert "first" in models.dbt("ls")
+    done = models.run("dbt", "build", "--no-use-colors", "-s", "first+")
+    assert "PASS=2 WARN=0 ERROR=1 SKIP=1" in done.stdout, done.stdout
+    python(models, "second", "return dbt.ref('first').select('id')")
+    assert "PASS=2" in models.dbt("retry")
+    assert "PASS=1" in models.dbt("test", "-s", "first")
+    models.dbt("docs", "generate")
+    assert (models.folder / "target" / "catalog.json").exists()
+
+
+def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None:
+    """As under a dbt that was not tried, or where the package is not installed."""
+    models.query(models.analytics, EVENTS)
+    python(models, "alone", f"return {ROWS}")
+    program = "import exporter.python_models as p; p.SUPPORTED = ((0, 0), (0, 1)); "
+    program += "from dbt.cli.main import cli; cli(['run', '--no-use-colors'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=models.folder,
+        env=models.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install dbt-exporter" in done.stdout

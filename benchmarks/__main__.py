@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import load, upsert
+from benchmarks import load, python_models, upsert
 
 
 @click.group(invoke_without_command=True)
@@ -18,6 +18,7 @@ def main(context: click.Context) -> None:
 
 main.add_command(load.main, "load")
 main.add_command(upsert.main, "upsert")
+main.add_command(python_models.main, "python")
 
 if __name__ == "__main__":
     main()

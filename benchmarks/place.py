@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.contestants import ROOT, Place
 from exporter.demo import create_databases
@@ -53,6 +56,28 @@ def about(rounds: int) -> str:
         f"{today}, PostgreSQL {version}, Python {platform.python_version()},"
         f" {os.cpu_count()} cores; medians of {rounds}"
     )
+
+
+def make_project(folder: Path, url: str, models: dict[str, str]) -> None:
+    """A dbt project on a database, with the product's macros and these models by file name."""
+    parts = conninfo_to_dict(url)
+    output = {
+        "type": "postgres",
+        "host": parts["host"],
+        "port": int(str(parts.get("port", 5432))),
+        "user": parts["user"],
+        "password": parts.get("password", "none"),
+        "dbname": parts["dbname"],
+        "schema": "public",
+        "threads": 1,
+    }
+    profile = {"dbt_exporter": {"target": "bench", "outputs": {"bench": output}}}
+    (folder / "profiles.yml").write_text(json.dumps(profile))
+    (folder / "dbt_project.yml").write_text("name: dbt_exporter\nprofile: dbt_exporter\n")
+    shutil.copytree(ROOT / "macros", folder / "macros")
+    (folder / "models").mkdir()
+    for name, text in models.items():
+        (folder / "models" / name).write_text(text)
 
 
 def write_section(name: str, text: str) -> None:

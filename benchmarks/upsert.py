@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -12,11 +10,9 @@ from pathlib import Path
 import click
 import psycopg
 from dbt.cli.main import dbtRunner
-from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks.contestants import ROOT
 from benchmarks.measure import wal_position
-from benchmarks.place import about, place_of, sql, write_section
+from benchmarks.place import about, make_project, place_of, sql, write_section
 
 STRATEGIES = ("upsert", "merge", "delete+insert")
 BATCHES = {
@@ -56,7 +52,7 @@ def main(target: int, rounds: int, save: bool) -> None:
     found: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
     os.environ["DBT_SEND_ANONYMOUS_USAGE_STATS"] = "false"
     with place_of() as place:
-        _project(place.folder, place.analytics)
+        make_project(place.folder, place.analytics, _sources())
         _targets(place.analytics, target)
         last = target
         _batch(place.analytics, 0, last, 0, new=False)
@@ -87,27 +83,12 @@ def main(target: int, rounds: int, save: bool) -> None:
         )
 
 
-def _project(folder: Path, url: str) -> None:
-    parts = conninfo_to_dict(url)
-    output = {
-        "type": "postgres",
-        "host": parts["host"],
-        "port": int(str(parts.get("port", 5432))),
-        "user": parts["user"],
-        "password": parts.get("password", "none"),
-        "dbname": parts["dbname"],
-        "schema": "public",
-        "threads": 1,
+def _sources() -> dict[str, str]:
+    config = "materialized='incremental', unique_key='id', incremental_strategy='{}'"
+    return {
+        f"{_model(one)}.sql": f"{{{{ config({config.format(one)}) }}}} select * from public.batch"
+        for one in STRATEGIES
     }
-    profile = {"dbt_exporter": {"target": "bench", "outputs": {"bench": output}}}
-    (folder / "profiles.yml").write_text(json.dumps(profile))
-    (folder / "dbt_project.yml").write_text("name: dbt_exporter\nprofile: dbt_exporter\n")
-    shutil.copytree(ROOT / "macros", folder / "macros")
-    (folder / "models").mkdir()
-    for strategy in STRATEGIES:
-        config = f"materialized='incremental', incremental_strategy='{strategy}', unique_key='id'"
-        text = f"{{{{ config({config}) }}}} select * from public.batch"
-        (folder / "models" / f"{_model(strategy)}.sql").write_text(text)
 
 
 def _model(strategy: str) -> str:

@@ -242,7 +242,7 @@ def _encoded(column: Column, present: tuple[Any, ...], rows: _Rows) -> Sequence[
     kinds = set(map(type, present))
     encoder = column.encoder
     try:
-        if kinds == {str} and encoder is values.TEXT:
+        if kinds <= {str, type(None)} and encoder is values.TEXT:
             return values.texts(present)
         if len(kinds) == 1:
             return list(map(encoder[kinds.pop()], present))

@@ -75,9 +75,9 @@ def _or_text(oid: int, native: Any) -> Callable[[str | None, Any], Any]:
     def cast(text: str | None, cursor: Any) -> Any:
         if text is None:
             return None
-        if text.endswith("infinity"):
+        if text[-1] == "y":
             return _INFINITE[oid, text]
-        if text.startswith("24"):  # 24:00:00, which Python would call midnight before
+        if text[:3] == "24:":  # 24:00:00, which Python would call midnight before
             return text
         try:
             return native(text, cursor)
@@ -117,10 +117,13 @@ def _float(text: str) -> float | Decimal:
     return number if short or Decimal(repr(number)) == Decimal(text) else Decimal(text)
 
 
+_DECODER = json.JSONDecoder(parse_float=_float)
+
+
 def _from_json(text: str | None, cursor: Any) -> Any:
     if text is None:
         return None
-    value = json.loads(text, parse_float=_float)
+    value, _ = _DECODER.raw_decode(text.lstrip())
     return JSON_NULL if value is None else value
 
 
@@ -132,6 +135,7 @@ class UnfitError(Exception):
 
 
 _SPECIAL = re.compile(r"[\\\t\n\r\x00]")
+_IN_ARRAY = re.compile(r'["\\\t\n\r\x00]')
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
@@ -146,9 +150,12 @@ def _escaped(match: re.Match[str]) -> str:
     return _ESCAPES[match[0]]
 
 
-def texts(many: Sequence[str]) -> Sequence[str]:
+def texts(many: Sequence[str | None]) -> Sequence[str]:
     """Many strings as COPY's text: one search for all, for few hold anything to escape."""
-    return list(map(_text, many)) if _SPECIAL.search("\x1f".join(many)) else many
+    plain = ["" if value is None else value for value in many]
+    if _SPECIAL.search("\x1f".join(plain)):
+        return ["\\N" if value is None else _text(value) for value in many]
+    return plain if None not in many else ["\\N" if value is None else value for value in many]
 
 
 def _timestamp(value: datetime) -> str:
@@ -171,8 +178,12 @@ def _duration(value: timedelta) -> str:
     )
 
 
-def _array(value: Iterable[Any]) -> str:
-    return _text(_array_literal(value))
+def _array(value: Sequence[Any]) -> str:
+    try:
+        quiet = not _IN_ARRAY.search("".join(value))
+    except TypeError:  # not of strings alone
+        return _text(_array_literal(value))
+    return '{"' + '","'.join(value) + '"}' if quiet and value else _text(_array_literal(value))
 
 
 def _json_array(value: Iterable[Any]) -> str:
@@ -221,10 +232,15 @@ def _extra(value: Any) -> Any:
     raise UnfitError(f"a {type(value).__name__} within a json value")
 
 
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_extra
+)
+
+
 def to_json(value: Any) -> str:
     """The JSON of a value, Decimals to the last digit; raises UnfitError."""
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_extra, allow_nan=False)
+        text = _ENCODER.encode(value)
     except ValueError:
         raise UnfitError("NaN or an infinity, which JSON does not have,") from None
     if "\\u0000" in text and _NUL.search(text):

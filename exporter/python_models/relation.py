@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
+import psycopg2
 
 from exporter.python_models import values
 
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Row = dict[str, Any]
-FETCHED = 2_000
+FETCHED = 5_000
 """Rows of one FETCH: enough to hide the round trip, few enough to stay at some megabytes."""
 
 DESCRIBED = "__dbt_python_described"
@@ -26,10 +31,17 @@ class Session:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._cursors = 0
+        # All that the server does is done here, one after the other: a connection does one thing
+        # at a time, and what was begun goes on while the model computes.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="dbt_python")
         self.types: dict[str, str] = {}
         """The type of each column of the relations that were read, the first relation's first."""
         self.named: dict[str, str] = {}
         """The queries behind the ibis tables that were handed out, by their names."""
+
+    def close(self) -> None:
+        """Wait for what was begun; the connection stays dbt's."""
+        self._worker.shutdown()
 
     def sql(self, query: str, params: Any = None) -> Relation:
         """A relation of a query of one's own; `%s` and `%(name)s` stand for `params`."""
@@ -37,29 +49,51 @@ class Session:
 
     def execute(self, statement: str, params: Any = None) -> int:
         """Run a statement in dbt's transaction; returns the number of rows it changed."""
-        with self._handle.cursor() as cursor:
-            cursor.execute(statement, params)
-            return int(cursor.rowcount)
+
+        def run() -> int:
+            with self._handle.cursor() as cursor:
+                cursor.execute(statement, params)
+                return int(cursor.rowcount)
+
+        return self._worker.submit(run).result()
 
     def fetch(self, query: str, params: Any = None) -> list[tuple[Any, ...]]:
         """The rows of a small query."""
-        with self._handle.cursor() as cursor:
-            cursor.execute(query, params)
-            return list(cursor.fetchall())
+
+        def run() -> list[tuple[Any, ...]]:
+            with self._handle.cursor() as cursor:
+                cursor.execute(query, params)
+                return list(cursor.fetchall())
+
+        return self._worker.submit(run).result()
 
     def stream(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
-        """A query's rows, in lists, in constant memory: by a cursor of the server."""
-        self._cursors += 1
-        with self._handle.cursor(name=f"dbt_python_{self._cursors}") as cursor:
-            values.register(cursor)
-            cursor.execute(query)
-            while rows := cursor.fetchmany(FETCHED):
-                yield rows
+        """A query's rows, in lists, in constant memory: by a cursor of the server.
 
-    def copy(self, statement: str, source: Any) -> None:
-        """COPY … FROM STDIN of what `source.read` gives."""
-        with self._handle.cursor() as cursor:
-            cursor.copy_expert(statement, source)
+        While a list is in use, the server makes the next one.
+        """
+        self._cursors += 1
+        cursor = self._handle.cursor(name=f"dbt_python_{self._cursors}")
+        values.register(cursor)
+        self._worker.submit(cursor.execute, query).result()
+        try:
+            ahead = self._worker.submit(cursor.fetchmany, FETCHED)
+            while rows := ahead.result():
+                ahead = self._worker.submit(cursor.fetchmany, FETCHED)
+                yield rows
+        finally:
+            with contextlib.suppress(RuntimeError):  # the session was closed before
+                self._worker.submit(_close, cursor)
+
+    def copy(self, statement: str, data: bytes) -> Future[None]:
+        """COPY … FROM STDIN, begun; the result is for the caller to ask."""
+
+        def run() -> None:
+            with self._handle.cursor() as cursor:
+                # one piece: each further one would wait for Python's lock, which the model holds
+                cursor.copy_expert(statement, io.BytesIO(data), max(len(data), 1))
+
+        return self._worker.submit(run)
 
     def bound(self, sql: str, params: Any) -> str:
         """The SQL with its parameters written into it, as literals."""
@@ -78,6 +112,11 @@ class Session:
         )
         self.execute(f"drop table pg_temp.{DESCRIBED}")
         return [(name, kind) for name, kind in found]
+
+
+def _close(cursor: Any) -> None:
+    with contextlib.suppress(psycopg2.Error):  # a transaction that failed has closed it
+        cursor.close()
 
 
 class Relation:

@@ -44,6 +44,8 @@ def run(adapter: Any, model: dict[str, Any], code: str) -> str:
             return results.query_of(result, session, dbt, _declared(model), _key_names(model))
         except Exception as error:
             raise DbtRuntimeError(_explained(error, model)) from error
+        finally:
+            session.close()
 
 
 def _dbt(module: types.ModuleType, session: Session) -> Any:

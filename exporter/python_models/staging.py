@@ -7,9 +7,9 @@ returned casts it: so a type may still be found, or become wider, in the last ro
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -76,14 +76,18 @@ def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -
     """
     session.execute(f"drop table if exists pg_temp.{TABLE}")
     columns: list[Column] = []
+    copying = _Copying(session)
     read = 0
-    for batch in _batches(rows):
-        found = _values(batch, columns, known, read)
-        _decide(columns, found, known, read)
-        if not read:
-            _create(session, columns)
-        _copy(session, columns, found, _Rows(batch, read, key))
-        read += len(batch)
+    try:
+        for batch in _batches(rows):
+            found = _values(batch, columns, known, read)
+            _decide(columns, found, known, read)
+            if not read:
+                _create(session, columns)
+            copying.begin(columns, found, _Rows(batch, read, key))
+            read += len(batch)
+    finally:
+        copying.end()  # first of all: after a COPY that failed, everything fails
     if not read:
         known_names = known.exact or known.own or known.declared
         if not known_names:
@@ -222,19 +226,32 @@ class _Rows:
         return f"row {self.read + place + 1}{named}"
 
 
-def _copy(
-    session: Session, columns: list[Column], found: list[tuple[Any, ...]], rows: _Rows
-) -> None:
-    texts = [
-        _encoded(column, column_values, rows)
-        for column, column_values in zip(columns, zip(*found))  # noqa: B905 — of one length
-    ]
-    lines = "\n".join(map("\t".join, zip(*texts)))  # noqa: B905
-    names = ", ".join(column.quoted for column in columns)
-    try:
-        session.copy(f"copy pg_temp.{TABLE} ({names}) from stdin", io.BytesIO(lines.encode()))
-    except psycopg2.Error as error:
-        raise ResultError(_refused(error, rows)) from None
+class _Copying:
+    """One COPY at a time, which the server does while the next batch is made."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._begun: tuple[Future[None], _Rows] | None = None
+
+    def begin(self, columns: list[Column], found: list[tuple[Any, ...]], rows: _Rows) -> None:
+        texts = [
+            _encoded(column, column_values, rows)
+            for column, column_values in zip(columns, zip(*found))  # noqa: B905 — of one length
+        ]
+        data = "\n".join(map("\t".join, zip(*texts))).encode()  # noqa: B905
+        self.end()
+        names = ", ".join(column.quoted for column in columns)
+        copied = self._session.copy(f"copy pg_temp.{TABLE} ({names}) from stdin", data)
+        self._begun = copied, rows
+
+    def end(self) -> None:
+        """Wait for the last COPY. Raises ResultError with the row that PostgreSQL refused."""
+        if self._begun is not None:
+            copied, rows = self._begun
+            try:
+                copied.result()
+            except psycopg2.Error as error:
+                raise ResultError(_refused(error, rows)) from None
 
 
 def _encoded(column: Column, present: tuple[Any, ...], rows: _Rows) -> Sequence[str]:
@@ -244,6 +261,8 @@ def _encoded(column: Column, present: tuple[Any, ...], rows: _Rows) -> Sequence[
     try:
         if kinds <= {str, type(None)} and encoder is values.TEXT:
             return values.texts(present)
+        if encoder is values.JSON:
+            return values.texts(values.json_texts(present))
         if len(kinds) == 1:
             return list(map(encoder[kinds.pop()], present))
         return [encoder[type(value)](value) for value in present]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from operator import methodcaller
 from typing import Any
 from uuid import UUID
 
@@ -158,16 +159,8 @@ def texts(many: Sequence[str | None]) -> Sequence[str]:
     return plain if None not in many else ["\\N" if value is None else value for value in many]
 
 
-def _timestamp(value: datetime) -> str:
-    if type(value) is InfiniteTimestamp:
-        return "infinity" if value.year == datetime.max.year else "-infinity"
-    return value.isoformat(" ")
-
-
-def _date(value: date) -> str:
-    if type(value) is InfiniteDate:
-        return "infinity" if value.year == date.max.year else "-infinity"
-    return value.isoformat()
+def _infinite_text(value: date) -> str:
+    return "infinity" if value.year == date.max.year else "-infinity"
 
 
 def _duration(value: timedelta) -> str:
@@ -239,13 +232,29 @@ _ENCODER = json.JSONEncoder(
 
 def to_json(value: Any) -> str:
     """The JSON of a value, Decimals to the last digit; raises UnfitError."""
+    return _checked_json(_json(value))
+
+
+def _json(value: Any) -> str:
     try:
-        text = _ENCODER.encode(value)
+        return _ENCODER.encode(value)
     except ValueError:
         raise UnfitError("NaN or an infinity, which JSON does not have,") from None
+
+
+def _checked_json(text: str) -> str:
     if "\\u0000" in text and _NUL.search(text):
         raise UnfitError("the character NUL, which PostgreSQL does not store,")
     return _NUMBER.sub(r"\1", text) if "\ue000" in text else text
+
+
+def json_texts(many: Sequence[Any]) -> Sequence[str | None]:
+    """The JSON of many values, not yet escaped for COPY; NULL stays None. Raises UnfitError."""
+    found = [None if value is None else _json(value) for value in many]
+    everything = "".join(text for text in found if text is not None)
+    if "\\u0000" in everything or "\ue000" in everything:
+        return [text and _checked_json(text) for text in found]
+    return found
 
 
 class _Encoders(dict[type, Callable[[Any], str]]):
@@ -268,8 +277,10 @@ TEXT: _Encoders = _Encoders(
         Decimal: str,
         str: _text,
         Enum: lambda value: TEXT[type(value.value)](value.value),
-        datetime: _timestamp,
-        date: _date,
+        datetime: methodcaller("isoformat", " "),
+        InfiniteTimestamp: _infinite_text,
+        date: date.isoformat,
+        InfiniteDate: _infinite_text,
         time: time.isoformat,
         timedelta: _duration,
         UUID: str,

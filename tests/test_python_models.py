@@ -318,3 +318,34 @@ def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None
     )
     assert done.returncode == 1
     assert "pip install dbt-exporter" in done.stdout
+
+
+def test_example_of_the_product(product: Workplace) -> None:
+    row = (
+        'insert into "StatEvent" (id, type, created_at, updated_at, source, source_id, referer,'
+        " custom_attributes) values ('{}', 'click', now(), now(), 'api', 'x', {}, {})"
+    )
+    for id, referer, attributes in (
+        ("parsed", "'https://Example.org:80/a?utm_source=a%20b&utm_campaign=%C3%A9'", "null"),
+        ("broken", "'http://['", """'{"device": "mobile", "campaign": 7}'"""),
+        ("left_out", "null", "null"),
+    ):
+        product.query(product.core, row.format(id, referer, attributes))
+    product.load("StatEvent")
+    product.dbt("build")
+    visits = (
+        "select old_id, referer_host, referer_path, utm_source, utm_campaign, device, campaign"
+        " from analytics.stat_event_visit order by old_id"
+    )
+    parsed = ("parsed", "example.org", "/a", "a b", "é", None, None)
+    broken = ("broken", None, None, None, None, "mobile", 7)
+    assert product.query(product.analytics, visits) == [broken, parsed]
+    product.query(
+        product.core,
+        "update \"StatEvent\" set referer = 'https://b.org', updated_at = now()"
+        " where id = 'broken'",
+    )
+    product.load("StatEvent")
+    assert "INSERT 0 1" in product.dbt("run", "-s", "stat_event_visit")
+    changed = ("broken", "b.org", None, None, None, "mobile", 7)
+    assert product.query(product.analytics, visits) == [changed, parsed]

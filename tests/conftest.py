@@ -137,6 +137,15 @@ def product(servers: tuple[str, str], tmp_path: Path) -> Iterator[Workplace]:
         yield place
 
 
+@pytest.fixture
+def bare(product: Workplace) -> Workplace:
+    """The same without the product's own models and tests."""
+    for folder in ("models/staging", "models/marts", "tests/dbt"):
+        for file in (product.folder / folder).iterdir():
+            file.unlink()
+    return product
+
+
 def _workplace(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
     suffix = uuid.uuid4().hex[:10]
     names = f"core_{suffix}", f"analytics_{suffix}"

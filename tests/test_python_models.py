@@ -42,17 +42,12 @@ values (3, 'NaN', 'NaN', '-Infinity', 'infinity', '-infinity', 'infinity', '3 da
 
 
 @pytest.fixture
-def models(product: Workplace) -> Workplace:
+def models(bare: Workplace) -> Workplace:
     """The product's macros without its models; models that a test writes go to `analytics`."""
-    for folder in ("staging", "marts"):
-        for file in (product.folder / "models" / folder).iterdir():
-            file.unlink()
-    for file in (product.folder / "tests" / "dbt").iterdir():
-        file.unlink()
-    (product.folder / "models" / "sources.yml").write_text(
+    (bare.folder / "models" / "sources.yml").write_text(
         "version: 2\nsources: [{name: public, tables: [{name: typed}, {name: event}]}]\n"
     )
-    return product
+    return bare
 
 
 def python(place: Workplace, name: str, body: str, config: str = "", head: str = "") -> None:

@@ -14,17 +14,10 @@ from tests.conftest import ROOT, Workplace
 
 
 @pytest.fixture
-def models(product: Workplace) -> Workplace:
+def models(bare: Workplace) -> Workplace:
     """A table ``stage`` to be the batch, and a model on it without the product's own ones."""
-    for folder in ("staging", "marts"):
-        for file in (product.folder / "models" / folder).iterdir():
-            file.unlink()
-    for file in (product.folder / "tests" / "dbt").iterdir():
-        file.unlink()
-    product.query(
-        product.analytics, "create table stage (id int, other int, v text, n int, j json)"
-    )
-    return product
+    bare.query(bare.analytics, "create table stage (id int, other int, v text, n int, j json)")
+    return bare
 
 
 def model(place: Workplace, config: str = "", select: str = "select * from public.stage") -> None:

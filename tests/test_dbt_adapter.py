@@ -48,6 +48,7 @@ from dbt.tests.adapter.python_model.test_python_model import (
     schema_yml_with_meta,
 )
 from dbt.tests.util import run_dbt
+from dbt.version import __version__
 
 from tests.conftest import ROOT, _database
 
@@ -225,6 +226,7 @@ class TestPythonIncrementalMerge(TestPythonIncremental):
         }
 
 
+@pytest.mark.skipif(__version__ < "1.11", reason="dbt has meta_get since 1.11")
 class TestPythonMetaGet(Upsert, BasePythonMetaGetTests):
     @pytest.fixture(scope="class")
     def models(self) -> dict[str, str]:

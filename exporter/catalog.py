@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import psycopg
 from psycopg import sql
 
 from exporter.connection import Connection
@@ -49,11 +50,14 @@ class Column:
     not_null: bool
     builtin: bool  # its binary form means the same on every server
     typmod: int = -1
+    expression: str | None = None  # what the source computes instead of reading a column
 
     @property
     def selected(self) -> sql.Composable:
         """The expression that reads the column as ``raw_type``."""
-        name = sql.Identifier(self.name)
+        name: sql.Composable = sql.Identifier(self.name)
+        if self.expression is not None:
+            name = sql.SQL("({})").format(sql.SQL(self.expression))
         if self.type == self.raw_type:
             return name
         return sql.SQL("{}::{}").format(name, sql.SQL(self.raw_type))
@@ -66,6 +70,7 @@ class Table:
     oid: int
     kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
     columns: tuple[Column, ...]
+    computed: tuple[Column, ...]  # of the definition's expressions
     blocks: int
     rows: float  # the planner's estimate; below 0 where it has none
     file: str  # changes when the table is rewritten
@@ -104,7 +109,11 @@ _COLUMNS = """
 with recursive
 col as (
     select attnum, attname, attnotnull, atttypid, atttypmod
-    from pg_attribute where attrelid = %s and attnum > 0 and not attisdropped
+    from pg_attribute where attrelid = %(oid)s and attnum > 0 and not attisdropped
+    union all
+    select ordinality::int2, name::name, false, typid, typmod
+    from unnest(%(names)s::text[], %(types)s::oid[], %(typmods)s::int[])
+        with ordinality as e (name, typid, typmod, ordinality)
 ),
 part (attnum, typid, typmod, is_array, depth) as (
     select attnum, atttypid, atttypmod, false, 0 from col
@@ -135,16 +144,17 @@ def find_table(
     if found is None:
         raise _missing_table(source, definition)
     oid, kind, rows, blocks, file, in_blocks, has_xmin, keys = found
-    columns = _columns(source, oid, destination)
-    if definition.columns is not None:
-        by_name = {column.name: column for column in columns}
-        for name in definition.columns:
-            if name not in by_name:
-                raise missing_column(definition, "source.columns", name, list(by_name))
+    columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
+    names = [column.name for column in columns]
+    for key, wanted in (("columns", definition.columns or ()), ("exclude", definition.exclude)):
+        for name in wanted:
+            if name not in names and name not in definition.expressions:
+                raise missing_column(definition, f"source.{key}", name, names)
     return Table(
         oid=oid,
         kind=kind,
         columns=columns,
+        computed=_computed(source, destination, definition),
         blocks=blocks,
         rows=rows,
         file=file or "",
@@ -155,10 +165,10 @@ def find_table(
 
 
 def landed_columns(definition: Definition, table: Table) -> tuple[Column, ...]:
-    """Return the columns that raw gets, in the source's order."""
-    if definition.columns is None:
-        return table.columns
-    return tuple(column for column in table.columns if column.name in definition.columns)
+    """Return the columns that raw gets: in the source's order, then the new computed ones."""
+    computed = {column.name: column for column in table.computed}
+    chosen = [computed.pop(c.name, c) for c in table.columns if definition.lands(c.name)]
+    return (*chosen, *computed.values())
 
 
 def relation_columns(connection: Connection, schema: str, name: str) -> dict[str, str] | None:
@@ -184,8 +194,43 @@ def missing_column(
     )
 
 
-def _columns(source: Connection, oid: int, destination: Connection | None) -> tuple[Column, ...]:
-    rows = source.execute(_COLUMNS, (oid,)).fetchall()
+_NO_EXPRESSIONS: dict[str, object] = {"names": [], "types": [], "typmods": []}
+
+
+def _computed(
+    source: Connection, destination: Connection | None, definition: Definition
+) -> tuple[Column, ...]:
+    """Describe what the definition's expressions give. Raises SourceError for a wrong one."""
+    found = []
+    for name, expression in definition.expressions.items():
+        statement = sql.SQL("select ({}) from {} limit 0").format(
+            sql.SQL(expression), definition.source
+        )
+        try:
+            with source.transaction():
+                result = source.execute(statement).pgresult
+        except psycopg.ProgrammingError as error:
+            raise SourceError(
+                f"{definition.where}: exporter.source.columns: the expression of {name}:"
+                f" {error.diag.message_primary}",
+                hint="it is SQL that the source computes for each row",
+            ) from None
+        assert result is not None
+        found.append((name, result.ftype(0), result.fmod(0)))
+    if not found:
+        return ()
+    names, types, typmods = (list(values) for values in zip(*found, strict=True))
+    values = {"oid": 0, "names": names, "types": types, "typmods": typmods}
+    return tuple(
+        replace(column, expression=definition.expressions[column.name])
+        for column in _columns(source, destination, values)
+    )
+
+
+def _columns(
+    source: Connection, destination: Connection | None, asked: dict[str, object]
+) -> tuple[Column, ...]:
+    rows = source.execute(_COLUMNS, asked).fetchall()
     foreign = {row[4] for row in rows if not _is_builtin(row) and row[8] in ("b", "r", "m")}
     shared = _known_types(destination, foreign)
     columns = []

@@ -13,8 +13,8 @@ from psycopg import sql
 from exporter.errors import DefinitionError
 
 _KNOWN = {
-    "": ("key", "source", "conflict_columns", "mode", "batch_rows"),
-    "source": ("schema", "table", "cursor", "columns"),
+    "": ("key", "source", "conflict_columns", "mode", "batch_rows", "schema"),
+    "source": ("schema", "table", "cursor", "columns", "exclude"),
     "source.cursor": ("field", "id_field", "lookback", "nulls"),
 }
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
@@ -33,11 +33,19 @@ class Definition:
     lookback: timedelta | int | None
     nulls: str
     columns: tuple[str, ...] | None
+    expressions: dict[str, str]  # column → SQL that the source computes
+    exclude: tuple[str, ...]
     schema: str
     table: str
     conflict_columns: tuple[str, ...]
     mode: str
     batch_rows: int
+    evolution: str  # evolve or freeze: what a change of the source's columns may do to raw
+
+    def lands(self, name: str) -> bool:
+        """Whether a column of the source gets into raw."""
+        chosen = self.columns is None or name in self.columns
+        return (chosen and name not in self.exclude) or name in self.expressions
 
     @property
     def source(self) -> sql.Identifier:
@@ -77,6 +85,14 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
     if mode == "append" and nulls == "load":
         reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
     id_field = cursor.get("id_field")
+    columns, expressions = reader.columns(origin.get("columns"), "source.columns")
+    exclude = reader.names(origin.get("exclude"), "source.exclude") or ()
+    for name in (cursor.get("field"), id_field):
+        if name in expressions:
+            reader.fail("source.columns", f"computes {name}, which is read as the cursor")
+    for name in conflict:
+        if name in exclude or (columns is not None and name not in {*columns, *expressions}):
+            reader.fail("conflict_columns", f"names {name}, which source.columns leaves out")
     return Definition(
         key=reader.text(root.get("key", f"{source}.{table}"), "key"),
         where=where,
@@ -86,12 +102,15 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
         id_field=None if id_field is None else reader.text(id_field, "source.cursor.id_field"),
         lookback=reader.lookback(cursor.get("lookback"), "source.cursor.lookback"),
         nulls=nulls,
-        columns=reader.names(origin.get("columns"), "source.columns"),
+        columns=columns,
+        expressions=expressions,
+        exclude=exclude,
         schema=schema,
         table=table,
         conflict_columns=conflict if mode == "upsert" else (),
         mode=mode,
         batch_rows=reader.positive(root.get("batch_rows", 50_000), "batch_rows"),
+        evolution=reader.choice(root.get("schema", "evolve"), "schema", ("evolve", "freeze")),
     )
 
 
@@ -132,6 +151,21 @@ class _Reader:
         if len(set(value)) != len(value):
             self.fail(key, "names a column twice")
         return tuple(value)
+
+    def columns(self, value: Any, key: str) -> tuple[tuple[str, ...] | None, dict[str, str]]:
+        """Names, and mappings of a name and an expression: the plain names, the expressions."""
+        if not isinstance(value, list):
+            return self.names(value, key), {}
+        plain = [one for one in value if not isinstance(one, dict)]
+        expressions: dict[str, str] = {}
+        for one in value:
+            if isinstance(one, dict):
+                if sorted(one) != ["expression", "name"]:
+                    self.fail(key, "must be names, or mappings with name and expression")
+                name = self.text(one["name"], f"{key}.name")
+                expressions[name] = self.text(one["expression"], f"{key}.expression")
+        self.names([*plain, *expressions], key)
+        return tuple(plain), expressions
 
     def choice(self, value: Any, key: str, choices: tuple[str, ...]) -> str:
         if value not in choices:

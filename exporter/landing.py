@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
-from exporter.catalog import Column, relation_columns
+from exporter import state
+from exporter.catalog import Column, Table, landed_columns, relation_columns
 from exporter.connection import Connection
 from exporter.copy import AHEAD, Block, CopyIn, field
 from exporter.definition import Definition
+from exporter.drift import plan
 from exporter.errors import DriftError, RowError
 
 STAMP = "_exported_at"
@@ -30,6 +32,7 @@ class Raw:
     stream: tuple[Column, ...]
     unique_at_source: bool
     exact: bool  # raw's types are the ones we would give it: the binary format may be used
+    stamped: bool  # it has `_exported_at`; a table that migrations own may lack it
 
     @property
     def name(self) -> sql.Identifier:
@@ -49,28 +52,73 @@ class Raw:
 def prepare(
     destination: Connection,
     definition: Definition,
-    columns: tuple[Column, ...],
+    table: Table,
     hidden: Iterable[Column],
-    unique_at_source: bool,
+    say: Callable[[str], None],
 ) -> Raw:
-    """Create the raw table unless it is there, and return it. Raises DriftError."""
-    names = {column.name for column in columns}
-    stream = columns + tuple(column for column in hidden if column.name not in names)
+    """Create the raw table, or bring it to the source's columns. Raises DriftError."""
+    columns = landed_columns(definition, table)
+    conflict = frozenset(definition.conflict_columns)
+    unique = any(key <= conflict for key in table.unique_keys)
     existing = relation_columns(destination, definition.schema, definition.table)
     if existing is None:
-        _create(destination, definition, columns)
-        return Raw(definition, columns, stream, unique_at_source, True)
-    missing = [name for name in (*names, STAMP) if name not in existing]
-    if missing:
-        table = f"{definition.schema}.{definition.table}"
-        types = {column.name: column.raw_type for column in columns}
-        raise DriftError(
-            f"{definition.key}: {table} has no column {missing[0]}",
-            hint=f'alter table {table} add column "{missing[0]}" '
-            f"{types.get(missing[0], 'timestamptz not null default now()')}",
+        with destination.transaction():
+            _create(destination, definition, columns)
+            remembered = {column.name: column.raw_type for column in columns}
+            state.remember_columns(destination, definition.key, {**remembered})
+        gone: tuple[Column, ...] = ()
+        stamped = exact = True
+    else:
+        gone, stamped = _evolve(destination, definition, table, columns, existing, say)
+        existing = relation_columns(destination, definition.schema, definition.table) or {}
+        exact = all(existing[column.name] == column.raw_type for column in columns)
+    columns += gone
+    names = {column.name for column in columns}
+    stream = columns + tuple(column for column in hidden if column.name not in names)
+    return Raw(definition, columns, stream, unique, exact, stamped)
+
+
+def _evolve(
+    destination: Connection,
+    definition: Definition,
+    table: Table,
+    columns: tuple[Column, ...],
+    existing: dict[str, str],
+    say: Callable[[str], None],
+) -> tuple[tuple[Column, ...], bool]:
+    """Apply what became of the columns; return the gone ones, and whether rows get a stamp."""
+    before = state.remembered_columns(destination, definition.key)
+    drift = plan(definition, columns, [c.name for c in table.columns], existing, before)
+    name = f"{definition.schema}.{definition.table}"
+    stamped = STAMP in existing or definition.evolution == "evolve"
+    with destination.transaction():
+        for change in drift.changes:
+            try:
+                destination.execute(change.statement)
+            except psycopg.errors.FeatureNotSupported as error:  # a view has the column
+                raise DriftError(
+                    f"{definition.key}: {error.diag.message_primary}: {error.diag.message_detail}",
+                    hint=f"drop what depends on it, {change.statement.as_string(destination)},"
+                    " and make it anew",
+                ) from None
+            say(f"{definition.key}: {change.said}")
+        if STAMP not in existing and stamped:
+            destination.execute(
+                sql.SQL("alter table {} add column {} timestamptz not null default now()").format(
+                    sql.Identifier(definition.schema, definition.table), sql.Identifier(STAMP)
+                )
+            )
+            say(f"{definition.key}: {name} has {STAMP} from now on")
+        if drift.remembered != before:
+            state.remember_columns(destination, definition.key, drift.remembered)
+    for told in drift.told:
+        say(f"{definition.key}: {told}")
+    if not stamped:
+        say(
+            f"{definition.key}: {name} has no {STAMP}, and exporter.schema: freeze leaves it so:"
+            " no model can tell its new rows"
         )
-    exact = all(existing[column.name] == column.raw_type for column in columns)
-    return Raw(definition, columns, stream, unique_at_source, exact)
+    return drift.gone, stamped
 
 
 def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
@@ -326,11 +374,14 @@ def _same_key(raw: Raw, left: str, right: str) -> sql.Composable:
 
 def _apply(raw: Raw, stamp: str, order: list[Column]) -> sql.Composed:
     names = [sql.Identifier(column.name) for column in raw.columns]
-    target = [*names, sql.Identifier(STAMP)]
+    target = [*names, sql.Identifier(STAMP)] if raw.stamped else names
     new = sql.SQL(", ").join(sql.SQL("s.") + name for name in names)
     comma = sql.SQL(", ")
-    insert = sql.SQL("insert into {} ({}) select {}, {}::timestamptz from ").format(
-        raw.name, comma.join(target), new, sql.Literal(stamp)
+    insert = sql.SQL("insert into {} ({}) select {}{} from ").format(
+        raw.name,
+        comma.join(target),
+        new,
+        sql.SQL(", {}::timestamptz").format(sql.Literal(stamp)) if raw.stamped else sql.SQL(""),
     )
     if not raw.key:
         return insert + sql.SQL("{} s").format(_STAGING)

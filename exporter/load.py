@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from exporter import landing, state, window
-from exporter.catalog import Column, Table, find_table, landed_columns
+from exporter.catalog import Column, Table, find_table
 from exporter.connection import Connection, connect
 from exporter.copy import field
 from exporter.definition import Definition
@@ -178,17 +178,9 @@ class _Load:
             )
 
     def _raw(self, table: Table, view: window.Window) -> landing.Raw:
-        definition = self.definition
         past = Column("_exporter_past", "boolean", "boolean", True, True)
         hidden = [column for column in (view.cursor, view.id) if column]
-        conflict = frozenset(definition.conflict_columns)
-        return landing.prepare(
-            self.destination,
-            definition,
-            landed_columns(definition, table),
-            [*hidden, past],
-            any(key <= conflict for key in table.unique_keys),
-        )
+        return landing.prepare(self.destination, self.definition, table, [*hidden, past], self.say)
 
     def _is_first(self, table: Table, raw: landing.Raw, full_refresh: bool) -> bool:
         if not table.in_blocks or not raw.unique_at_source or not raw.key:
@@ -214,7 +206,7 @@ class _Load:
         resumed = bool(stored.next_block)
         same = resumed and stored.file == table.file and self.snapshot.xid_usable
         start = (stored.next_block or 0) if same else 0
-        direct = not resumed and raw.exact and all(column.builtin for column in raw.columns)
+        direct = not resumed and raw.exact and raw.stamped and all(c.builtin for c in raw.columns)
         if resumed:
             landing.ensure_key(self.destination, raw)
         step = BLOCKS

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, fields, replace
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from exporter.connection import Connection
 from exporter.definition import Definition
@@ -28,6 +29,7 @@ create table if not exists {SCHEMA}._exporter_state (
     file text,
     next_block bigint,
     exported_at timestamptz,
+    columns jsonb,
     updated_at timestamptz not null default now()
 );
 create table if not exists {SCHEMA}._exporter_runs (
@@ -96,6 +98,25 @@ def create_tables(destination: Connection) -> None:
         with destination.transaction():
             destination.execute("select pg_advisory_xact_lock(%s)", (_number(SCHEMA),))
             destination.execute(_TABLES)
+
+
+def remembered_columns(destination: Connection, key: str) -> dict[str, str | None] | None:
+    """Return the columns of the last load with their types, None for one that was gone by then."""
+    row = destination.execute(
+        sql.SQL("select columns from {} where key = %s").format(_table("_exporter_state")), (key,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def remember_columns(destination: Connection, key: str, columns: dict[str, str | None]) -> None:
+    """Keep them for the next load. Belongs in the transaction that changes raw."""
+    destination.execute(
+        sql.SQL(
+            "insert into {} (key, columns) values (%s, %s)"
+            " on conflict (key) do update set columns = excluded.columns"
+        ).format(_table("_exporter_state")),
+        (key, Jsonb(columns)),
+    )
 
 
 def tables_exist(destination: Connection) -> bool:

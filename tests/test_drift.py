@@ -1,0 +1,226 @@
+"""The source's columns change between loads; raw tables that were there before."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import Workplace, compare
+
+TABLE = """
+- name: thing
+  config:
+    meta:
+      exporter:
+        key: Thing
+        source: {{table: thing, cursor: {{field: at, id_field: id}}{source}}}
+        conflict_columns: [id]{rest}
+"""
+CREATE = """
+create table thing (id int primary key, v varchar(5), n numeric(6,2), w int, at timestamptz(3)
+    default clock_timestamp());
+insert into thing (id, v, n, w) select i, 'v' || i, i / 2.0, i from generate_series(1, 100) as i;
+"""
+INSERT = "insert into thing (id) select 1 + max(id) from thing"
+
+
+@pytest.fixture
+def thing(place: Workplace) -> Workplace:
+    define(place)
+    place.query(place.core, CREATE)
+    place.load()
+    return place
+
+
+def define(place: Workplace, source: str = "", rest: str = "") -> None:
+    place.define(TABLE.format(source=source, rest=rest and f"\n        {rest}"))
+
+
+def types(place: Workplace) -> dict[str, str]:
+    rows = place.query(
+        place.analytics,
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute where attrelid ="
+        " 'analytics_raw.thing'::regclass and attnum > 0 and not attisdropped",
+    )
+    return dict(rows)
+
+
+def refused(place: Workplace) -> str:
+    before = place.query(place.analytics, "select * from analytics_raw.thing order by id")
+    done = place.run("exporter", "load")
+    assert done.returncode == 1
+    assert place.query(place.analytics, "select * from analytics_raw.thing order by id") == before
+    return done.stderr
+
+
+def test_new_column_is_added(thing: Workplace) -> None:
+    thing.query(thing.analytics, "create view seen as select * from analytics_raw.thing")
+    thing.query(thing.core, 'alter table thing add "New""one" jsonb default \'{}\'; ' + INSERT)
+    said = thing.run("exporter", "load").stderr
+    assert 'new column New"one jsonb' in said
+    assert "--full-refresh fills them" in said
+    added = 'select count(*) from analytics_raw.thing where "New""one" is not null'
+    # the lookback reads all of these young rows again
+    thing.load("--full-refresh")
+    assert thing.query(thing.analytics, added) == [(101,)]
+    compare(thing, "thing", "analytics_raw.thing", 'id, v, n, w, "New""one"')
+    assert thing.query(thing.analytics, "select count(*) from seen") == [(101,)]
+    assert "new column" not in thing.run("exporter", "load").stderr
+
+
+def test_wider_types_are_taken_over(thing: Workplace) -> None:
+    file = "select pg_relation_filenode('analytics_raw.thing')"
+    before = thing.query(thing.analytics, file)
+    for change, column, kind in (
+        ("alter v type varchar(50)", "v", "character varying(50)"),
+        ("alter v type text", "v", "text"),
+        ("alter n type numeric(12,2)", "n", "numeric(12,2)"),
+        ("alter n type numeric", "n", "numeric"),
+        ("alter at type timestamptz", "at", "timestamp with time zone"),
+    ):
+        thing.query(thing.core, f"alter table thing {change}; {INSERT}")
+        thing.query(thing.core, "update thing set v = repeat('x', 40), n = 1.25 where id = 3")
+        if "50" in change or kind in ("text", "numeric"):
+            assert f"column {column} widened" in thing.run("exporter", "load").stderr
+        thing.load()
+        assert types(thing)[column] == kind
+        compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
+    assert thing.query(thing.analytics, file) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "advice"),
+    [
+        (
+            "alter w type bigint",
+            "column w was integer at the source and is bigint now",
+            'alter table "analytics_raw"."thing" alter column "w" type bigint using "w"::bigint',
+        ),
+        ("alter w type text", "is text now, analytics_raw.thing has integer", "type text using"),
+        ("alter n type numeric(9,3)", "is numeric(9,3) now", "type numeric(9,3) using"),
+    ],
+)
+def test_what_would_rewrite_is_refused(
+    thing: Workplace, change: str, says: str, advice: str
+) -> None:
+    thing.query(thing.core, f"alter table thing {change}; {INSERT}")
+    said = refused(thing)
+    assert says in said
+    assert advice in said
+    statement = said[said.index("alter table") :].splitlines()[0]
+    thing.query(thing.analytics, statement)
+    thing.load()
+    compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
+
+
+def test_narrower_types_need_nothing(thing: Workplace) -> None:
+    thing.query(
+        thing.core, f"alter table thing alter v type varchar(4), alter w type smallint; {INSERT}"
+    )
+    thing.load()
+    compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
+    assert types(thing)["w"] == "integer"
+
+
+def test_dropped_column_is_kept_and_told_once(thing: Workplace) -> None:
+    thing.query(
+        thing.core, f"alter table thing drop w; update thing set v = 'x' where id = 1; {INSERT}"
+    )
+    assert "no column w any more" in thing.run("exporter", "load").stderr
+    assert "no column w" not in thing.run("exporter", "load").stderr
+    gone = "select count(*) from analytics_raw.thing where w is null"
+    assert thing.query(thing.analytics, gone + " and id in (1, 101)") == [(2,)]
+    assert "w" in types(thing)
+    thing.query(thing.core, f"alter table thing add w int default 7; {INSERT}")
+    thing.load("--full-refresh")
+    compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
+
+
+@pytest.mark.parametrize("change", ["add x int", "alter v type text", "drop w"])
+def test_freeze_refuses_every_change(thing: Workplace, change: str) -> None:
+    define(thing, rest="schema: freeze")
+    thing.load()
+    thing.query(thing.core, f"alter table thing {change}; {INSERT}")
+    said = refused(thing)
+    assert "exporter.schema is freeze" in said
+    thing.query(thing.analytics, said[said.index("alter table") :].splitlines()[0])
+    thing.load()
+
+
+def test_view_in_the_way_is_named(thing: Workplace) -> None:
+    thing.query(thing.analytics, "create view seen as select v from analytics_raw.thing")
+    thing.query(thing.core, f"alter table thing alter v type text; {INSERT}")
+    said = refused(thing)
+    assert "view seen depends on" in said
+    assert 'alter column "v" type text' in said
+
+
+OWNED = """
+create schema analytics_raw;
+create type colour as enum ('red', 'green');
+create table analytics_raw.thing (
+    note text default 'mine', id bigint primary key, v colour, n text, w numeric, at timestamptz{}
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("freeze", "stamp"),
+    [(False, ""), (False, ", _exported_at timestamptz not null"), (True, "")],
+)
+def test_table_of_a_migration_is_used_as_it_is(place: Workplace, freeze: bool, stamp: str) -> None:
+    define(place, rest="schema: freeze" if freeze else "")
+    place.query(place.core, CREATE + "update thing set v = 'green'")
+    place.query(place.analytics, OWNED.format(stamp))
+    done = place.run("exporter", "load")
+    assert done.returncode == 0, done.stderr
+    compare(place, "thing", "analytics_raw.thing", "id, v::text, n::text, w, at")
+    kept = "select count(*) from analytics_raw.thing where note = 'mine'"
+    assert place.query(place.analytics, kept) == [(100,)]
+    assert types(place)["v"] == "colour"
+    assert ("_exported_at" in types(place)) != freeze
+    assert ("no model can tell its new rows" in done.stderr) == freeze
+    place.query(place.core, "update thing set v = 'red', at = clock_timestamp() where id < 5")
+    assert place.load()["rows_written"] == 4
+
+
+def test_expressions_are_computed_by_the_source(place: Workplace) -> None:
+    columns = ", columns: [id, n, {name: v, expression: \"md5('salt' || v)\"}, "
+    columns += "{name: double, expression: 'w::bigint * 2'}]"
+    define(place, columns)
+    place.query(place.core, CREATE)
+    place.load()
+    assert list(types(place)) == ["id", "v", "n", "double", "_exported_at"]
+    assert types(place)["double"] == "bigint"
+    hashed = "select id, md5('salt' || v) as v, n, w::bigint * 2 as double from thing"
+    compare(place, f"({hashed}) as hashed", "analytics_raw.thing", "id, v, n, double")
+    place.query(place.core, "update thing set v = 'z', at = clock_timestamp() where id = 1")
+    assert place.load()["rows_written"] == 1
+    compare(place, f"({hashed}) as hashed", "analytics_raw.thing", "id, v, n, double")
+
+
+def test_excluded_columns_do_not_leave(place: Workplace) -> None:
+    define(place, ", exclude: [v, w]")
+    place.query(place.core, CREATE)
+    place.load()
+    assert list(types(place)) == ["id", "n", "at", "_exported_at"]
+
+
+WRONG: dict[str, tuple[str, str]] = {
+    "exclude": (", exclude: [vv]", "exporter.source.exclude names vv"),
+    "key": (", exclude: [id]", "conflict_columns names id, which source.columns leaves out"),
+    "syntax": (", columns: [id, {name: x, expression: 'v ||'}]", "the expression of x: syntax"),
+    "column": (", columns: [id, {name: x, expression: lower(vv)}]", 'of x: column "vv" does not'),
+    "shape": (", columns: [id, {nam: x}]", "must be names, or mappings with name and expression"),
+    "cursor": (", columns: [id, {name: at, expression: now()}]", "which is read as the cursor"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_columns_are_refused(place: Workplace, name: str) -> None:
+    source, said = WRONG[name]
+    define(place, source)
+    place.query(place.core, CREATE)
+    done = place.run("exporter", "load")
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

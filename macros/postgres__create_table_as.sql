@@ -1,5 +1,7 @@
 {% macro postgres__create_table_as(temporary, relation, sql) -%}
-    {%- if model.language == 'python' -%} {%- set sql = dbt_exporter.python_model_sql() -%} {%- endif -%}
+    {%- if model.language == 'python' -%}
+        {%- set sql = dbt_exporter.python_model_sql() -%}
+    {%- endif -%}
     {%- if config.get('materialized') != 'incremental' or config.get('incremental_strategy') != 'upsert' -%}
         {{ return(dbt.postgres__create_table_as(temporary, relation, sql)) }}
     {%- endif -%}

@@ -177,6 +177,62 @@ def set_position(
     click.echo(json.dumps(one) if as_json else positions.line(one))
 
 
+@main.group()
+def db() -> None:
+    """The destination's schema in migrations, by dbmate, on db/migrations/."""
+
+
+def _migrate(project_dir: Path, environment: str | None, *words: str) -> None:
+    from exporter import connection, migrations, project  # noqa: PLC0415
+
+    root = project.find(project_dir)
+    connection.load_environment(root, environment)
+    connection.use_profile(root)
+    migrations.run(root, *words)
+
+
+@db.command("new")
+@click.argument("name", metavar="NAME")
+@click.option("--from", "key", metavar="KEY", help="Make the raw table of this definition.")
+@_project_dir
+@_environment
+def new_migration(name: str, key: str | None, project_dir: Path, environment: str | None) -> None:
+    """Write a migration: an empty one, or that of a raw table."""
+    if key is None:
+        _migrate(project_dir, environment, "new", name)
+        return
+    from exporter import migrations, project  # noqa: PLC0415
+
+    chosen = _chosen(
+        project_dir, environment, (key,), "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
+    )
+    click.echo(migrations.new(project.find(project_dir), name, chosen[0]))
+
+
+@db.command()
+@_project_dir
+@_environment
+def migrate(project_dir: Path, environment: str | None) -> None:
+    """Apply the migrations that are pending."""
+    _migrate(project_dir, environment, "migrate")
+
+
+@db.command()
+@_project_dir
+@_environment
+def rollback(project_dir: Path, environment: str | None) -> None:
+    """Take back the last migration."""
+    _migrate(project_dir, environment, "rollback")
+
+
+@db.command()
+@_project_dir
+@_environment
+def status(project_dir: Path, environment: str | None) -> None:
+    """List the migrations, applied and pending."""
+    _migrate(project_dir, environment, "status")
+
+
 @main.command()
 @click.option("--rows", type=click.IntRange(min=100), default=100_000, show_default=True)
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")

@@ -121,7 +121,10 @@ def _evolve(
     return drift.gone, stamped
 
 
-def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
+def creation(
+    definition: Definition, columns: Iterable[Column], *, key: bool = False
+) -> sql.Composed:
+    """Return the statement that makes the raw table; with ``key``, its primary key, too."""
     parts = [
         sql.SQL("{} {}{}").format(
             sql.Identifier(column.name),
@@ -131,6 +134,15 @@ def _create(destination: Connection, definition: Definition, columns: tuple[Colu
         for column in columns
     ]
     parts.append(sql.SQL("{} timestamptz not null").format(sql.Identifier(STAMP)))
+    if key and definition.conflict_columns:
+        names = sql.SQL(", ").join(sql.Identifier(name) for name in definition.conflict_columns)
+        parts.append(sql.SQL("primary key ({})").format(names))
+    return sql.SQL("create table {} (\n    {}\n)").format(
+        sql.Identifier(definition.schema, definition.table), sql.SQL(",\n    ").join(parts)
+    )
+
+
+def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
     schema = destination.execute(
         "select from pg_namespace where nspname = %s", (definition.schema,)
     ).fetchone()
@@ -138,11 +150,7 @@ def _create(destination: Connection, definition: Definition, columns: tuple[Colu
         destination.execute(
             sql.SQL("create schema if not exists {}").format(sql.Identifier(definition.schema))
         )
-    destination.execute(
-        sql.SQL("create table {} ({})").format(
-            sql.Identifier(definition.schema, definition.table), sql.SQL(", ").join(parts)
-        )
-    )
+    destination.execute(creation(definition, columns))
 
 
 def is_empty(destination: Connection, raw: Raw) -> bool:

@@ -101,6 +101,13 @@ def _forget_everything(place: Workplace) -> None:
     place.query(place.analytics, "drop schema if exists analytics_raw cascade")
 
 
+def _seconds_of_a_load(product: Workplace, batch: int) -> float:
+    began = time.monotonic()
+    process = _start(product, "StatEvent", BATCH_SIZE=str(batch))
+    process.communicate()
+    return time.monotonic() - began
+
+
 @pytest.mark.parametrize(
     ("kills", "rows"), [(12, 20_000), pytest.param(100, 200_000, marks=pytest.mark.long)]
 )
@@ -122,12 +129,13 @@ def test_killed_at_random_moments(product: Workplace, kills: int, rows: int) -> 
     writer = threading.Thread(target=update)
     writer.start()
     killed = {True: 0, False: 0}  # in a first load, in an increment
+    lasts = {first: _seconds_of_a_load(product, rows // 40) for first in (True, False)}
     try:
         for number in range(kills):
             if number % 6 == 0:
                 _forget_everything(product)
             process = _start(product, "StatEvent", BATCH_SIZE=str(rows // 40))
-            time.sleep(chance.uniform(0.15, 0.4 + rows / 400_000))
+            time.sleep(lasts[number % 6 < 3] * chance.uniform(0.3, 1))
             alive = process.poll() is None
             process.kill()
             process.communicate()

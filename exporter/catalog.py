@@ -37,6 +37,8 @@ _TEXT_ONLY = frozenset(
         "refcursor",
     ]
 )
+# Their binary input refuses a value that the type has: the empty one.
+_TEXT_FORM = frozenset(["tsquery", "oidvector", "int2vector"])
 _FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
 
 
@@ -48,7 +50,7 @@ class Column:
     type: str
     raw_type: str
     not_null: bool
-    builtin: bool  # its binary form means the same on every server
+    binary: bool  # its binary form means the same on every server
     typmod: int = -1
     expression: str | None = None  # what the source computes instead of reading a column
 
@@ -123,7 +125,8 @@ part (attnum, typid, typmod, is_array, depth) as (
         case when t.typtype = 'd' and t.typtypmod >= 0 then t.typtypmod else p.typmod end,
         p.is_array or t.typtype <> 'd', p.depth + 1
     from part p join pg_type t on t.oid = p.typid
-    where t.typtype = 'd' or (t.typcategory = 'A' and t.typelem <> 0 and not p.is_array)
+    where t.typtype = 'd' or (not p.is_array and t.typcategory = 'A' and exists (
+        select from pg_type e where e.oid = t.typelem and e.typarray = t.oid))  -- no oidvector
 ),
 last as (select distinct on (attnum) * from part order by attnum, depth desc)
 select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
@@ -231,14 +234,19 @@ def _columns(
     source: Connection, destination: Connection | None, asked: dict[str, object]
 ) -> tuple[Column, ...]:
     rows = source.execute(_COLUMNS, asked).fetchall()
-    foreign = {row[4] for row in rows if not _is_builtin(row) and row[8] in ("b", "r", "m")}
+    foreign = {
+        row[4]
+        for row in rows
+        if not _is_builtin(row) and row[8] in ("b", "r", "m") and row[7] not in _TEXT_ONLY
+    }
     shared = _known_types(destination, foreign)
     columns = []
     for row in rows:
         name, kind, not_null, typmod, plain, is_array, *_ = row
         builtin = _is_builtin(row)
         raw = plain if builtin or plain in shared else ("text[]" if is_array else "text")
-        columns.append(Column(name, kind, raw, not_null, builtin or raw.startswith("text"), typmod))
+        binary = raw.startswith("text") or (builtin and row[7] not in _TEXT_FORM)
+        columns.append(Column(name, kind, raw, not_null, binary, typmod))
     return tuple(columns)
 
 

@@ -206,8 +206,8 @@ class _Load:
         resumed = bool(stored.next_block)
         same = resumed and stored.file == table.file and self.snapshot.xid_usable
         start = (stored.next_block or 0) if same else 0
-        direct = not resumed and raw.exact and raw.stamped and all(c.builtin for c in raw.columns)
-        if resumed:
+        direct = not resumed and raw.exact and raw.stamped and all(c.binary for c in raw.columns)
+        if not direct:  # staged rows are upserted on the key
             landing.ensure_key(self.destination, raw)
         step = BLOCKS
         if table.rows > 0 and table.blocks:

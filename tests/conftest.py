@@ -109,6 +109,7 @@ def compare(place: Workplace, source: str, raw: str, columns: str = "*") -> None
                 f" '{schema}' and table_name = '{table.strip(chr(34))}' order by ordinal_position",
             )
         )
+        assert names, f"{source} needs its schema"
     statement = "select md5(string_agg(whole::text, '\n' order by whole::text collate \"C\")),"
     statement += " count(*) from (select {} from {}) whole"  # no column has this name
     ours = place.query(place.core, statement.format(names, source))

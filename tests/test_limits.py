@@ -55,6 +55,19 @@ def test_memory_with_rows_of_50_mb(product: Workplace) -> None:
     compare(product, 'public."StatEvent"', "analytics_raw.stat_event", "id, custom_attributes")
 
 
+@linux
+@pytest.mark.parametrize("size", [20, pytest.param(340, marks=pytest.mark.long)])
+def test_memory_with_three_rows(product: Workplace, size: int) -> None:
+    """In full, a table of a gigabyte."""
+    fill(product.core, 1, 3)
+    product.query(
+        product.core,
+        f'update "StatEvent" set referer = repeat(md5(id), {size} * 32768), updated_at = now()',
+    )
+    assert _load(product).memory <= (64 + 2 * size) * MB
+    compare(product, 'public."StatEvent"', "analytics_raw.stat_event", "id, md5(referer)")
+
+
 @pytest.mark.parametrize("rows", [100_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_unchanged_rows_write_no_wal(product: Workplace, rows: int) -> None:
     fill(product.core, 1, rows)

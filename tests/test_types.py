@@ -241,3 +241,71 @@ def test_every_type_lands_as_it_is(place: Workplace, relation: str, exclude: lis
     place.query(place.core, change)
     place.load()
     compare(place, "typed", "analytics_raw.typed", names)
+
+
+SHAPE = """
+- name: shape
+  config:
+    meta:
+      exporter:
+        key: Shape
+        source: {{table: {}, cursor: {{field: id}}}}
+        conflict_columns: [id]
+"""
+SHAPES = {
+    "500 columns": "create table shape (id int primary key, {});"
+    " insert into shape (id, c7, c499) select i, i, 'x' from generate_series(1, 3000) i".format(
+        ", ".join(f"c{number} text" for number in range(1, 500))
+    ),
+    "the key alone": "create table shape (id int primary key);"
+    " insert into shape select generate_series(1, 3000)",
+    "empty": "create table shape (id int primary key, v text)",
+    "partitioned": "create table shape (id int, v text, primary key (id)) partition by range (id);"
+    " create table low partition of shape for values from (0) to (1000);"
+    " create table high partition of shape for values from (1000) to (9000);"
+    " insert into shape select i, 'v' from generate_series(1, 3000) i",
+    "materialized": "create materialized view shape as"
+    " select i as id, 'v'::text as v from generate_series(1, 3000) i",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tables_of_any_shape_land(place: Workplace, shape: str) -> None:
+    place.query(place.core, SHAPES[shape])
+    place.define(SHAPE.format("shape"))
+    for _ in range(2):
+        place.load()
+        rows = [
+            place.query(url, f"select to_jsonb(s) - '_exported_at' from {table} s order by id")
+            for url, table in ((place.core, "shape"), (place.analytics, "analytics_raw.shape"))
+        ]
+        assert rows[0] == rows[1]
+        if shape not in ("empty", "materialized"):
+            place.query(place.core, "insert into shape (id) select 1 + max(id) from shape")
+
+
+def test_source_in_latin1(place: Workplace, servers: tuple[str, str]) -> None:
+    name = place.core.rpartition("/")[2].partition("?")[0]
+    place.query(
+        servers[0],
+        f"create database {name}_latin1 encoding 'LATIN1' lc_collate 'C' lc_ctype 'C'"
+        " template template0",
+    )
+    place.core = place.core.replace(name, f"{name}_latin1")
+    utf8 = f"{place.core}{'&' if '?' in place.core else '?'}client_encoding=utf8"
+    try:
+        place.query(
+            utf8,
+            'create table shape (id int primary key, v text, "é" text);'
+            " insert into shape values (1, 'été', 'ÿ'), (2, null, '\\')",
+        )
+        place.define(SHAPE.format("shape"))
+        place.load()
+        place.query(utf8, "insert into shape values (3, 'ñ', 'ü')")
+        place.load()
+        landed = 'select id, v, "é" from {} order by id'
+        rows = place.query(utf8, landed.format("shape"))
+        assert place.query(place.analytics, landed.format("analytics_raw.shape")) == rows
+        assert rows[0] == (1, "été", "ÿ")
+    finally:
+        place.query(servers[0], f"drop database {name}_latin1 with (force)")

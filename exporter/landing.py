@@ -1,193 +1,22 @@
-"""The raw table: made from the source's catalog, filled by COPY, changed by upsert."""
+"""Rows into the raw table: by COPY, or through staging by upsert."""
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import psycopg
 from psycopg import sql
 
-from exporter import state
-from exporter.catalog import Column, Table, landed_columns, relation_columns
+from exporter.catalog import Column
 from exporter.connection import Connection
 from exporter.copy import AHEAD, Block, CopyIn, field
-from exporter.definition import Definition
-from exporter.drift import plan
-from exporter.errors import DriftError, RowError
+from exporter.errors import RowError
+from exporter.raw_table import STAMP, Raw
 
-STAMP = "_exported_at"
 _STAGING = sql.Identifier("_exporter_staging")
 _ORDINAL = sql.Identifier("_exporter_row")
-
-
-@dataclass(frozen=True)
-class Raw:
-    """The raw table of a definition. ``stream`` is what is read: its columns and hidden ones."""
-
-    definition: Definition
-    columns: tuple[Column, ...]
-    stream: tuple[Column, ...]
-    unique_at_source: bool
-    exact: bool  # raw's types are the ones we would give it: the binary format may be used
-    stamped: bool  # it has `_exported_at`; a table that migrations own may lack it
-
-    @property
-    def name(self) -> sql.Identifier:
-        """The table's qualified name."""
-        return sql.Identifier(self.definition.schema, self.definition.table)
-
-    @property
-    def key(self) -> list[sql.Identifier]:
-        """The columns of ON CONFLICT; none in append mode."""
-        return [sql.Identifier(name) for name in self.definition.conflict_columns]
-
-    def index(self, column: Column) -> int:
-        """Return a column's place in the stream."""
-        return [one.name for one in self.stream].index(column.name)
-
-
-def prepare(
-    destination: Connection,
-    definition: Definition,
-    table: Table,
-    hidden: Iterable[Column],
-    say: Callable[[str], None],
-) -> Raw:
-    """Create the raw table, or bring it to the source's columns. Raises DriftError."""
-    columns = landed_columns(definition, table)
-    conflict = frozenset(definition.conflict_columns)
-    unique = any(key <= conflict for key in table.unique_keys)
-    existing = relation_columns(destination, definition.schema, definition.table)
-    if existing is None:
-        with destination.transaction():
-            _create(destination, definition, columns)
-            remembered = {column.name: column.raw_type for column in columns}
-            state.remember_columns(destination, definition.key, {**remembered})
-        gone: tuple[Column, ...] = ()
-        stamped = exact = True
-    else:
-        gone, stamped = _evolve(destination, definition, table, columns, existing, say)
-        existing = relation_columns(destination, definition.schema, definition.table) or {}
-        exact = all(existing[column.name] == column.raw_type for column in columns)
-    columns += gone
-    names = {column.name for column in columns}
-    stream = columns + tuple(column for column in hidden if column.name not in names)
-    return Raw(definition, columns, stream, unique, exact, stamped)
-
-
-def _evolve(
-    destination: Connection,
-    definition: Definition,
-    table: Table,
-    columns: tuple[Column, ...],
-    existing: dict[str, str],
-    say: Callable[[str], None],
-) -> tuple[tuple[Column, ...], bool]:
-    """Apply what became of the columns; return the gone ones, and whether rows get a stamp."""
-    before = state.remembered_columns(destination, definition.key)
-    drift = plan(definition, columns, [c.name for c in table.columns], existing, before)
-    name = f"{definition.schema}.{definition.table}"
-    stamped = STAMP in existing or definition.evolution == "evolve"
-    with destination.transaction():
-        for change in drift.changes:
-            try:
-                destination.execute(change.statement)
-            except psycopg.errors.FeatureNotSupported as error:  # a view has the column
-                raise DriftError(
-                    f"{definition.key}: {error.diag.message_primary}: {error.diag.message_detail}",
-                    hint=f"drop what depends on it, {change.statement.as_string(destination)},"
-                    " and make it anew",
-                ) from None
-            say(f"{definition.key}: {change.said}")
-        if STAMP not in existing and stamped:
-            destination.execute(
-                sql.SQL("alter table {} add column {} timestamptz not null default now()").format(
-                    sql.Identifier(definition.schema, definition.table), sql.Identifier(STAMP)
-                )
-            )
-            say(f"{definition.key}: {name} has {STAMP} from now on")
-        if drift.remembered != before:
-            state.remember_columns(destination, definition.key, drift.remembered)
-    for told in drift.told:
-        say(f"{definition.key}: {told}")
-    if not stamped:
-        say(
-            f"{definition.key}: {name} has no {STAMP}, and exporter.schema: freeze leaves it so:"
-            " no model can tell its new rows"
-        )
-    return drift.gone, stamped
-
-
-def creation(
-    definition: Definition, columns: Iterable[Column], *, key: bool = False
-) -> sql.Composed:
-    """Return the statement that makes the raw table; with ``key``, its primary key, too."""
-    parts = [
-        sql.SQL("{} {}{}").format(
-            sql.Identifier(column.name),
-            sql.SQL(column.raw_type),
-            sql.SQL(" not null" if column.name in definition.conflict_columns else ""),
-        )
-        for column in columns
-    ]
-    parts.append(sql.SQL("{} timestamptz not null").format(sql.Identifier(STAMP)))
-    if key and definition.conflict_columns:
-        names = sql.SQL(", ").join(sql.Identifier(name) for name in definition.conflict_columns)
-        parts.append(sql.SQL("primary key ({})").format(names))
-    return sql.SQL("create table {} (\n    {}\n)").format(
-        sql.Identifier(definition.schema, definition.table), sql.SQL(",\n    ").join(parts)
-    )
-
-
-def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
-    schema = destination.execute(
-        "select from pg_namespace where nspname = %s", (definition.schema,)
-    ).fetchone()
-    if schema is None:  # "if not exists" would ask for a right that a mere loader need not have
-        destination.execute(
-            sql.SQL("create schema if not exists {}").format(sql.Identifier(definition.schema))
-        )
-    destination.execute(creation(definition, columns))
-
-
-def is_empty(destination: Connection, raw: Raw) -> bool:
-    """Tell whether the raw table has no row."""
-    statement = sql.SQL("select not exists (select from {})").format(raw.name)
-    row = destination.execute(statement).fetchone()
-    return bool(row and row[0])
-
-
-def ensure_key(destination: Connection, raw: Raw) -> None:
-    """Give the raw table its primary key unless a unique index covers it. Raises DriftError."""
-    if not raw.key:
-        return
-    found = destination.execute(
-        "select from pg_index i where i.indrelid = %s::regclass and i.indisunique and i.indisvalid"
-        " and i.indimmediate and i.indpred is null and i.indexprs is null and ("
-        "  select array_agg(a.attname::text order by a.attname::text) from pg_attribute a"
-        "  where a.attrelid = i.indrelid"
-        "  and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
-        " ) = (select array_agg(n order by n) from unnest(%s::text[]) n)",
-        (raw.name.as_string(destination), list(raw.definition.conflict_columns)),
-    ).fetchone()
-    if found is not None:
-        return
-    try:
-        destination.execute(
-            sql.SQL("alter table {} add primary key ({})").format(
-                raw.name, sql.SQL(", ").join(raw.key)
-            )
-        )
-    except psycopg.errors.UniqueViolation:
-        keys = ", ".join(raw.definition.conflict_columns)
-        raise DriftError(
-            f"{raw.definition.key}: {raw.definition.schema}.{raw.definition.table} holds rows that"
-            f" share conflict_columns ({keys})",
-            hint="correct conflict_columns, or run with --full-refresh",
-        ) from None
 
 
 def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from exporter import landing, state, window
+from exporter import raw_table, state, window
 from exporter.catalog import Column, Table, find_table
 from exporter.connection import Connection, connect
 from exporter.copy import field
@@ -122,7 +122,7 @@ class _Load:
             )
             first = not span and self._is_first(table, raw, full_refresh)
             if not first:
-                landing.ensure_key(destination, raw)
+                raw_table.ensure_key(destination, raw)
             if span:
                 self._backfill(span)
             elif full_refresh and not first:
@@ -177,17 +177,19 @@ class _Load:
                 hint=f"{definition.where}: set exporter.source.cursor.nulls to skip or load",
             )
 
-    def _raw(self, table: Table, view: window.Window) -> landing.Raw:
+    def _raw(self, table: Table, view: window.Window) -> raw_table.Raw:
         past = Column("_exporter_past", "boolean", "boolean", True, True)
         hidden = [column for column in (view.cursor, view.id) if column]
-        return landing.prepare(self.destination, self.definition, table, [*hidden, past], self.say)
+        return raw_table.prepare(
+            self.destination, self.definition, table, [*hidden, past], self.say
+        )
 
-    def _is_first(self, table: Table, raw: landing.Raw, full_refresh: bool) -> bool:
+    def _is_first(self, table: Table, raw: raw_table.Raw, full_refresh: bool) -> bool:
         if not table.in_blocks or not raw.unique_at_source or not raw.key:
             return False
         if self.stored.next_block is not None:
             return not full_refresh  # what has landed may be gone at the source
-        return self.stored.cursor is None and landing.is_empty(self.destination, raw)
+        return self.stored.cursor is None and raw_table.is_empty(self.destination, raw)
 
     def _backfill(self, span: window.Span) -> None:
         """Land a span again. Only the last stamp is remembered: it may never go backwards."""
@@ -208,7 +210,7 @@ class _Load:
         start = (stored.next_block or 0) if same else 0
         direct = not resumed and raw.exact and raw.stamped and all(c.binary for c in raw.columns)
         if not direct:  # staged rows are upserted on the key
-            landing.ensure_key(self.destination, raw)
+            raw_table.ensure_key(self.destination, raw)
         step = BLOCKS
         if table.rows > 0 and table.blocks:
             per_block = table.rows / table.blocks
@@ -238,7 +240,7 @@ class _Load:
             return current
 
         transfer.land(queries, progress, direct=direct)
-        landing.ensure_key(self.destination, raw)
+        raw_table.ensure_key(self.destination, raw)
         if same and self.view.xmin_since:
             changed = transfer.select(window.changed_since(self.view.xmin_since))
             transfer.land([changed], lambda _: current)

@@ -18,7 +18,7 @@ from exporter.catalog import find_table, landed_columns
 from exporter.connection import connect, url
 from exporter.definition import Definition
 from exporter.errors import ExporterError, UsageError
-from exporter.landing import creation
+from exporter.raw_table import creation
 from exporter.state import SCHEMA
 
 FOLDER = "db/migrations"

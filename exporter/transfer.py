@@ -12,6 +12,7 @@ from exporter import landing, state, window
 from exporter.connection import Connection
 from exporter.copy import END_OF_BATCH, Block, Limit, ReadAhead, copy_out, field
 from exporter.definition import Definition
+from exporter.raw_table import Raw
 from exporter.report import Result, record
 from exporter.state import State
 
@@ -28,7 +29,7 @@ class Transfer:
         destination: Connection,
         result: Result,
         view: window.Window,
-        raw: landing.Raw,
+        raw: Raw,
         stamp: str,
     ) -> None:
         self.definition = definition

@@ -23,7 +23,7 @@ test: .venv/.dev  ## run the tests, the long ones shortened
 test-long: .venv/.dev  ## run the tests in full
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: .venv/.runtime .bench/.done  ## measure beside a raw pipe, postgres_fdw, dlt, and dbt's own strategies
+bench: .venv/.dev .bench/.done  ## measure beside a raw pipe, postgres_fdw, dlt, and dbt's own strategies
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: .venv/.dev  ## lint, check formats and types

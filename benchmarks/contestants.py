@@ -34,6 +34,9 @@ COLUMNS = {
     "custom_attributes": "jsonb",
 }
 NAMES = ", ".join(COLUMNS)
+SELECTED = ", ".join(
+    f"{name}::text" if name in ("type", "source", "status") else name for name in COLUMNS
+)
 TYPED = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
 
 
@@ -69,9 +72,7 @@ def _psql(url: str, *statements: str) -> list[str]:
 
 
 def _pipe(place: Place) -> list[str]:
-    selected = NAMES.replace(" type,", " type::text,").replace(" source,", " source::text,")
-    selected = selected.replace(" status,", " status::text,")
-    out = _psql(place.core, f'copy (select {selected} from "StatEvent") to stdout (format binary)')
+    out = _psql(place.core, f'copy (select {SELECTED} from "StatEvent") to stdout (format binary)')
     into = _psql(
         place.analytics,
         "create schema bench_pipe",

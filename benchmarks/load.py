@@ -14,7 +14,7 @@ import psycopg
 
 from benchmarks.contestants import CONTESTANTS, EXPORTER, ROOT, Contestant, Place
 from benchmarks.measure import Cost, cost_of
-from benchmarks.place import about, place_of, sql, write_section
+from benchmarks.place import about, fill_source, place_of, rotated, sql, write_section
 from exporter.demo import fill
 
 PHASES = ("first load", "1% changed + 1% new", "nothing new")
@@ -47,11 +47,12 @@ def main(
             results += _measure(place, chosen, rows, rounds)
         click.echo(_table(results, rows))
     if save:
-        RESULTS.write_text(json.dumps({"about": about(rounds), "results": results}, indent=1))
+        run = about(rounds)
+        RESULTS.write_text(json.dumps({"about": run, "results": results}, indent=1))
         tables = "\n".join(
             _table(results, rows) for rows in sorted({int(str(one["rows"])) for one in results})
         )
-        write_section("load", f"{about(rounds)}\n\n{tables}")
+        write_section("load", f"{run}\n\n{tables}")
         python = ROOT / ".bench" / "bin" / "python"
         subprocess.run([python, ROOT / "benchmarks" / "plot.py"], check=True)
 
@@ -61,10 +62,10 @@ def _measure(
 ) -> list[dict[str, object]]:
     """Return the medians of ``rounds`` rounds, in which each contestant meets the same rows."""
     chosen = [one for one in chosen if rows <= one.largest]
-    _source(place, rows)
+    fill_source(place, rows)
     costs: dict[tuple[str, str], list[Cost]] = defaultdict(list)
     for number in range(rounds):
-        turn = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
+        turn = rotated(chosen, number)
         for one in turn:
             sql(place.analytics, one.clear)
         for phase in PHASES:
@@ -88,13 +89,6 @@ def _measure(
         {"rows": rows, "contestant": name, "phase": phase, **_median(found)}
         for (name, phase), found in costs.items()
     ]
-
-
-def _source(place: Place, rows: int) -> None:
-    sql(place.core, 'truncate "StatEvent"')
-    for first in range(1, rows + 1, 500_000):
-        fill(place.core, first, min(first + 499_999, rows))
-    sql(place.core, 'vacuum (analyze) "StatEvent"')
 
 
 def _change(place: Place, rows: int, number: int) -> None:

@@ -10,16 +10,18 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.contestants import ROOT, Place
-from exporter.demo import create_databases
+from exporter.demo import create_databases, fill
 from exporter.embedded import running_server
 
+T = TypeVar("T")
 SETTINGS = {
     "shared_buffers": "1GB",
     "max_wal_size": "16GB",
@@ -78,6 +80,20 @@ def make_project(folder: Path, url: str, models: dict[str, str]) -> None:
     (folder / "models").mkdir()
     for name, text in models.items():
         (folder / "models" / name).write_text(text)
+
+
+def fill_source(place: Place, rows: int) -> None:
+    """Give core's StatEvent so many rows, and no others."""
+    sql(place.core, 'truncate "StatEvent"')
+    for first in range(1, rows + 1, 500_000):
+        fill(place.core, first, min(first + 499_999, rows))
+    sql(place.core, 'vacuum (analyze) "StatEvent"')
+
+
+def rotated(contestants: Sequence[T], number: int) -> list[T]:
+    """The contestants in the order of a round: each round begins with another one."""
+    first = number % len(contestants)
+    return [*contestants[first:], *contestants[:first]]
 
 
 def write_section(name: str, text: str) -> None:

@@ -10,31 +10,15 @@ from collections import defaultdict
 
 import click
 
-from benchmarks.contestants import NAMES, ROOT, Place
+from benchmarks.contestants import ROOT, SELECTED, Place
 from benchmarks.measure import Cost, cost_of
-from benchmarks.place import about, make_project, place_of, sql, write_section
-from exporter.demo import fill
+from benchmarks.place import about, fill_source, make_project, place_of, rotated, sql, write_section
 
-# Five fields change; `pandas_job.py` does the same to the same rows.
-TRANSFORM = """
-def transform(row):
-    referer = row["referer"] or ""
-    row["host"] = referer.split("/")[2] if "//" in referer else None
-    row["tag"] = row["tag"].lower() if row["tag"] else None
-    row["is_bot"] = bool(row["is_bot"]) and not row["is_human"]
-    row["status"] = row["status"] or "PENDING"
-    row["source"] = "widget" if "widget" in referer else row["source"]
-    return row
-
-
-"""
-_ENUMS = ", ".join(
-    f"{name}::text" if name in ("type", "source", "status") else name for name in NAMES.split(", ")
-)
+TRANSFORM = (ROOT / "benchmarks" / "transform.py").read_text()
 MODELS = {
-    "events.sql": f'select {_ENUMS} from public."StatEvent"',
+    "events.sql": f'select {SELECTED} from public."StatEvent"',
     "row_function.py": TRANSFORM
-    + "def model(dbt, session):\n    dbt.config(materialized='table')\n"
+    + "\n\ndef model(dbt, session):\n    dbt.config(materialized='table')\n"
     "    return dbt.ref('events').map(transform)\n",
     "relation.py": "def model(dbt, session):\n    dbt.config(materialized='table')\n"
     "    return dbt.ref('events')\n",
@@ -56,11 +40,11 @@ def main(rows: int, rounds: int, save: bool) -> None:
     built: dict[str, list[float]] = defaultdict(list)
     with place_of() as place:
         make_project(place.folder, place.core, MODELS)
-        _source(place, rows)
+        fill_source(place, rows)
         _dbt(place, "events")
         for number in range(rounds):
             every = (*CONTESTANTS, PANDAS)
-            for name in every[number % 5 :] + every[: number % 5]:
+            for name in rotated(every, number):
                 sql(place.core, f"drop table if exists {name}")
                 sql(place.core, "checkpoint")
                 if name == PANDAS:
@@ -81,13 +65,6 @@ def main(rows: int, rounds: int, save: bool) -> None:
     click.echo(text)
     if save:
         write_section("python", f"{about(rounds)}; {rows:,} rows\n\n{text}")
-
-
-def _source(place: Place, rows: int) -> None:
-    sql(place.core, 'truncate "StatEvent"')
-    for first in range(1, rows + 1, 500_000):
-        fill(place.core, first, min(first + 499_999, rows))
-    sql(place.core, 'vacuum (analyze) "StatEvent"')
 
 
 def _dbt(place: Place, model: str) -> Cost:

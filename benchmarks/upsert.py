@@ -12,7 +12,7 @@ import psycopg
 from dbt.cli.main import dbtRunner
 
 from benchmarks.measure import wal_position
-from benchmarks.place import about, make_project, place_of, sql, write_section
+from benchmarks.place import about, make_project, place_of, rotated, sql, write_section
 
 STRATEGIES = ("upsert", "merge", "delete+insert")
 BATCHES = {
@@ -59,7 +59,7 @@ def main(target: int, rounds: int, save: bool) -> None:
         for strategy in STRATEGIES:  # what dbt does but once in a process is not the strategy's
             _run(place.folder, place.analytics, strategy)
         for number in range(rounds):
-            turn = STRATEGIES[number % 3 :] + STRATEGIES[: number % 3]
+            turn = rotated(STRATEGIES, number)
             for name, (size, new) in BATCHES.items():
                 last = _batch(place.analytics, size, last, number, new=new)
                 for strategy in turn:

@@ -12,7 +12,7 @@ from exporter import state
 from exporter.catalog import Column, Table, landed_columns, relation_columns
 from exporter.connection import Connection
 from exporter.definition import Definition
-from exporter.drift import plan
+from exporter.drift import Drift, plan
 from exporter.errors import DriftError
 
 STAMP = "_exported_at"
@@ -59,13 +59,15 @@ def prepare(
     if existing is None:
         with destination.transaction():
             _create(destination, definition, columns)
-            remembered = {column.name: column.raw_type for column in columns}
-            state.remember_columns(destination, definition.key, {**remembered})
+            remembered: dict[str, str | None] = {c.name: c.raw_type for c in columns}
+            state.remember_columns(destination, definition.key, remembered)
         gone: tuple[Column, ...] = ()
         stamped = exact = True
     else:
-        gone, stamped = _evolve(destination, definition, table, columns, existing, say)
-        existing = relation_columns(destination, definition.schema, definition.table) or {}
+        drift, stamped = _evolve(destination, definition, table, columns, existing, say)
+        gone = drift.gone
+        if drift.changes:
+            existing = relation_columns(destination, definition.schema, definition.table) or {}
         exact = all(existing[column.name] == column.raw_type for column in columns)
     columns += gone
     names = {column.name for column in columns}
@@ -80,8 +82,8 @@ def _evolve(
     columns: tuple[Column, ...],
     existing: dict[str, str],
     say: Callable[[str], None],
-) -> tuple[tuple[Column, ...], bool]:
-    """Apply what became of the columns; return the gone ones, and whether rows get a stamp."""
+) -> tuple[Drift, bool]:
+    """Apply what became of the columns; return it, and whether rows get a stamp."""
     before = state.remembered_columns(destination, definition.key)
     drift = plan(definition, columns, [c.name for c in table.columns], existing, before)
     name = f"{definition.schema}.{definition.table}"
@@ -113,7 +115,7 @@ def _evolve(
             f"{definition.key}: {name} has no {STAMP}, and exporter.schema: freeze leaves it so:"
             " no model can tell its new rows"
         )
-    return drift.gone, stamped
+    return drift, stamped
 
 
 def creation(

@@ -61,6 +61,7 @@ class Workplace:
         program = {
             "exporter": [sys.executable, "-m", "exporter"],
             "dbt": [sys.executable, "-m", "dbt.cli.main"],
+            "python": [sys.executable],
         }[words[0]]
         env = {**self.environment, **environment, "PYTHONPATH": str(ROOT)}
         return subprocess.run(
@@ -81,6 +82,12 @@ class Workplace:
     def dbt(self, *words: str) -> str:
         done = self.run("dbt", *words, "--no-use-colors")
         assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def refused(self, *words: str) -> str:
+        """What `dbt run` says where it has to fail."""
+        done = self.run("dbt", "run", "--no-use-colors", *words)
+        assert done.returncode == 1, done.stdout
         return done.stdout
 
     def query(self, url: str, statement: str) -> list[tuple[Any, ...]]:

@@ -99,13 +99,6 @@ def test_what_is_wrong_is_told(product: Workplace) -> None:
 def test_absence_of_dbmate_is_told(product: Workplace, tmp_path: Path) -> None:
     program = "import sys; sys.executable = '/nowhere/python'; from exporter.__main__ import main;"
     program += " sys.argv = ['exporter', 'db', 'status']; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=product.folder,
-        env={**product.environment, "PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = product.run("python", "-c", program, PATH=str(tmp_path))
     assert done.returncode == 2
     assert "pip install 'dbt-exporter[migrations]'" in done.stderr

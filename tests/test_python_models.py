@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -55,12 +53,6 @@ def python(place: Workplace, name: str, body: str, config: str = "", head: str =
     text = "\n" + head + "\n\ndef model(dbt, session):\n"
     text += f"    dbt.config(schema='analytics', {config})\n" + textwrap.indent(body, "    ") + "\n"
     (place.folder / "models" / f"{name}.py").write_text(text)
-
-
-def failed(place: Workplace, *words: str) -> str:
-    done = place.run("dbt", "run", "--no-use-colors", *words)
-    assert done.returncode == 1, done.stdout
-    return done.stdout
 
 
 def test_values_are_exact_both_ways(models: Workplace) -> None:
@@ -233,7 +225,7 @@ def test_failing_model_leaves_the_old_table(models: Workplace, materialized: str
     bad = f"return {ROWS}.map(lambda row: row if row['id'] < 9000 else 1 / 0)"
     python(models, "kept", bad, config)
     for words in ([], ["--full-refresh"]):
-        assert "ZeroDivisionError" in failed(models, *words)
+        assert "ZeroDivisionError" in models.refused(*words)
         assert models.query(models.analytics, "select count(*) from analytics.kept") == [(3,)]
         assert models.query(models.analytics, "table hooked") == hooked
         tables = "select count(*) from pg_class where relkind = 'r' and relname ~ 'kept|dbt_python'"
@@ -303,14 +295,7 @@ def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None
     python(models, "alone", f"return {ROWS}")
     program = "import exporter.python_models as p; p.SUPPORTED = ((0, 0), (0, 1)); "
     program += "from dbt.cli.main import cli; cli(['run', '--no-use-colors'])"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=models.folder,
-        env=models.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = models.run("python", "-c", program)
     assert done.returncode == 1
     assert "pip install dbt-exporter" in done.stdout
 

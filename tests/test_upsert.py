@@ -45,12 +45,6 @@ def build(place: Workplace, *words: str) -> list[tuple[object, ...]]:
     return place.query(place.analytics, "select id, v, n from analytics.item order by id, other, n")
 
 
-def refused(place: Workplace, *words: str) -> str:
-    done = place.run("dbt", "run", "--no-use-colors", *words)
-    assert done.returncode == 1, done.stdout
-    return done.stdout
-
-
 ORDERED = "meta={'upsert_order_by': ['n']}"
 
 
@@ -151,17 +145,17 @@ def test_predicates_limit_the_updates(models: Workplace) -> None:
 def test_what_is_refused(models: Workplace) -> None:
     model(models)
     stage(models, "1, 0, 'a', 1", "1, 0, 'b', 1", "2, 0, 'c', 1")
-    assert "several rows share unique_key (id), such as id=1" in refused(models)
+    assert "several rows share unique_key (id), such as id=1" in models.refused()
     stage(models, "1, 0, 'a', 1", "null, 0, 'b', 1")
-    assert "1 rows have a null in unique_key (id)" in refused(models)
+    assert "1 rows have a null in unique_key (id)" in models.refused()
     stage(models, "1, 0, 'a', 1", "2, 0, 'b', 1")
     assert len(build(models)) == 2
     stage(models, "1, 0, 'a', 1", "1, 0, 'b', 1")
-    assert "several rows share unique_key (id), such as id=1" in refused(models)
+    assert "several rows share unique_key (id), such as id=1" in models.refused()
     stage(models, "null, 0, 'b', 1")
-    assert "null in unique_key" in refused(models)
+    assert "null in unique_key" in models.refused()
     model(models, "meta={'upsert_order_by': 'nn'}")
-    assert "upsert_order_by: no column 'nn'" in refused(models)
+    assert "upsert_order_by: no column 'nn'" in models.refused()
 
 
 def test_index_of_a_model_that_existed_before(models: Workplace) -> None:
@@ -171,7 +165,7 @@ def test_index_of_a_model_that_existed_before(models: Workplace) -> None:
     stage(models, *(f"{n % 5}, 0, 'a', 1" for n in range(10)))
     build(models)
     model(models, ORDERED)
-    said = refused(models)
+    said = models.refused()
     assert "holds rows that share unique_key (id), such as id=0; id=1; id=2" in said
     assert "having count(*) > 1" in said
     models.query(models.analytics, "delete from analytics.item where ctid > '(0,5)'")

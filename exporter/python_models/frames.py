@@ -57,13 +57,7 @@ def arrow_type(kind: str) -> Any:
 
 def as_text(kind: str) -> bool:
     """Whether a column of this type is read as PostgreSQL's own text."""
-    element = kind.removesuffix("[]")
-    return (
-        element not in _EXACT
-        and not element.startswith("timestamp")
-        and element != "time without time zone"
-        and _NUMERIC.fullmatch(element) is None
-    )
+    return bool(arrow_type(kind.removesuffix("[]")) == _library("pyarrow").string())
 
 
 def arrow_table(types: dict[str, str], batches: Iterable[list[tuple[Any, ...]]]) -> Any:
@@ -73,13 +67,13 @@ def arrow_table(types: dict[str, str], batches: Iterable[list[tuple[Any, ...]]])
     found = []
     for rows in batches:
         arrays = []
-        for number, (column, values) in enumerate(zip(schema, zip(*rows))):  # noqa: B905
+        for column, values in zip(schema, zip(*rows)):  # noqa: B905
             try:
                 arrays.append(pa.array(_finite(values), column.type))
             except (pa.ArrowException, ValueError, TypeError, OverflowError):
                 raise ResultError(
                     f"column {column.name!r} holds a {types[column.name]} that Arrow's"
-                    f" {schema[number].type} cannot: select it as text,"
+                    f" {column.type} cannot: select it as text,"
                     f" .select(..., '{column.name}::text')"
                 ) from None
         found.append(pa.record_batch(arrays, schema=schema))
@@ -176,9 +170,7 @@ def _pandas_columns(pa: Any, frame: Any) -> Iterator[list[list[Any]]]:
                 gone = series.isna()
                 columns.append([None if no else value for value, no in zip(series, gone)])  # noqa: B905
             else:
-                array = pa.array(series, from_pandas=True)
-                for chunk in [array] if isinstance(array, pa.Array) else [array.combine_chunks()]:
-                    columns.append(_values(pa, chunk, str(name)))
+                columns.append(_values(pa, pa.array(series, from_pandas=True), str(name)))
         yield columns
 
 

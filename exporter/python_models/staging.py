@@ -95,7 +95,7 @@ def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -
                 "the model returned no row, so its columns are unknown: name them, each with its"
                 " data_type, in the model's YAML"
             )
-        columns = [Column(name, None) for name in known_names]
+        columns = [_column(name, known) for name in known_names]
     for column in columns:
         column.kind = column.kind or _known_type(column.name, known)
     if not read:
@@ -150,8 +150,7 @@ def _column(name: str, known: Known) -> Column:
 
 
 def _known_type(name: str, known: Known) -> str:
-    found = known.declared.get(name) or known.exact.get(name)
-    found = found or known.origin.get(name) or known.own.get(name)
+    found = known.origin.get(name) or known.own.get(name)
     if found is None:
         raise ResultError(
             f"column {name!r} is null in every row, so nothing tells its type: write it in the"

@@ -32,16 +32,20 @@ def load_environment(root: Path, name: str | None) -> None:
     load_dotenv(file)
 
 
-def use_profile(root: Path) -> None:
-    """Take the destination from the dbt profile where its variable is not set."""
-    if os.environ.get("DATABASE_URL_ANALYTICS"):
-        return
-    from exporter import profile  # noqa: PLC0415
+def require(root: Path, *variables: str) -> None:
+    """Check that the variables name databases; the destination may be the dbt profile's.
 
-    with contextlib.suppress(DefinitionError):  # a profile that itself asks for the variable
-        found = profile.conninfo(root)
-        if found:
-            os.environ["DATABASE_URL_ANALYTICS"] = found
+    Raises SettingError.
+    """
+    if "DATABASE_URL_ANALYTICS" in variables and not os.environ.get("DATABASE_URL_ANALYTICS"):
+        from exporter import profile  # noqa: PLC0415  only where the variable is not set
+
+        with contextlib.suppress(DefinitionError):  # a profile that itself asks for the variable
+            found = profile.conninfo(root)
+            if found:
+                os.environ["DATABASE_URL_ANALYTICS"] = found
+    for variable in variables:
+        url(variable)
 
 
 def url(variable: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import click
+
 from tests.conftest import ROOT, Workplace
 
 README = (ROOT / "README.md").read_text()
@@ -44,7 +46,12 @@ def test_every_key_variable_and_command_is_in_the_reference() -> None:
             full = f"{group}.{name}" if group else name
             if name not in ("source", "cursor"):
                 assert f"| `{full}` |" in README
-    for name, command in main.commands.items():
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
         assert f"exporter {name}" in README
-        for option in (o for p in command.params for o in p.opts if o.startswith("--")):
-            assert option in README
+        for one in [command, *getattr(command, "commands", {}).values()]:
+            assert f"{one.name}" in README
+            for option in (o for p in one.params for o in p.opts if o.startswith("--")):
+                assert option in README

@@ -1,0 +1,1 @@
+"""The commands, a file each; ``exporter.cli`` imports the one that is called."""

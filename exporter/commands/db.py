@@ -1,0 +1,54 @@
+"""``exporter db``: the destination's schema in migrations."""
+
+from __future__ import annotations
+
+import click
+
+from exporter.cli import ANALYTICS, CORE, Call, shared
+
+
+@click.group("db")
+def command() -> None:
+    """The destination's schema in migrations, by dbmate, on db/migrations/."""
+
+
+def _migrate(call: Call, *words: str) -> None:
+    from exporter import migrations  # noqa: PLC0415  what --help does not need
+
+    migrations.run(call.root(ANALYTICS), *words)
+
+
+@command.command()
+@click.argument("name", metavar="NAME")
+@click.option("--from", "key", metavar="KEY", help="Make the raw table of this definition.")
+@shared
+def new(call: Call, name: str, key: str | None) -> None:
+    """Write a migration: an empty one, or that of a raw table."""
+    if key is None:
+        _migrate(call, "new", name)
+        return
+    from exporter import migrations  # noqa: PLC0415
+
+    definition = call.definitions((key,), CORE, ANALYTICS)[0]
+    click.echo(migrations.new(call.root(), name, definition))
+
+
+@command.command()
+@shared
+def migrate(call: Call) -> None:
+    """Apply the migrations that are pending."""
+    _migrate(call, "migrate")
+
+
+@command.command()
+@shared
+def rollback(call: Call) -> None:
+    """Take back the last migration."""
+    _migrate(call, "rollback")
+
+
+@command.command()
+@shared
+def status(call: Call) -> None:
+    """List the migrations, applied and pending."""
+    _migrate(call, "status")

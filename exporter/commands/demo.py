@@ -1,0 +1,15 @@
+"""``exporter demo``: the main job on an embedded server."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("demo")
+@click.option("--rows", type=click.IntRange(min=100), default=100_000, show_default=True)
+@click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
+def command(rows: int, keep: bool) -> None:
+    """Run the main job on an embedded PostgreSQL server."""
+    from exporter import demo  # noqa: PLC0415  what --help does not need
+
+    demo.run(rows, keep)

@@ -1,0 +1,77 @@
+"""``exporter load``: the main job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import click
+
+from exporter.cli import ANALYTICS, CORE, Call, as_json, shared
+from exporter.errors import SettingError, UsageError
+
+
+@click.command("load")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option(
+    "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
+)
+@click.option("--since", metavar="VALUE", help="Land again rows whose cursor is VALUE or later …")
+@click.option("--until", metavar="VALUE", help="… and earlier than VALUE. The position stays.")
+@as_json
+@shared
+def command(
+    call: Call,
+    keys: tuple[str, ...],
+    full_refresh: bool,
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """Land what is new at the source. Without a KEY, all definitions."""
+    from exporter.load import load  # noqa: PLC0415  what --help does not need
+    from exporter.window import Span  # noqa: PLC0415
+
+    span = Span(since, until) if since is not None or until is not None else None
+    if span and full_refresh:
+        raise UsageError("--full-refresh reads everything: leave out --since and --until")
+    if span and not keys:
+        raise UsageError(
+            "--since and --until need a KEY", hint="exporter load KEY --since VALUE --until VALUE"
+        )
+    chosen = call.definitions(keys, CORE, ANALYTICS)
+    for definition in chosen:
+        if span and definition.mode == "append":
+            raise UsageError(
+                f"{definition.where}: {definition.key} is append-only: a backfill would land its"
+                " rows twice",
+                hint="give it conflict_columns, or run with --full-refresh",
+            )
+    rows = _batch_size()
+    statuses = []
+    for definition in chosen:
+        result = load(
+            replace(definition, batch_rows=rows) if rows else definition,
+            call.say,
+            full_refresh=full_refresh,
+            span=span,
+        )
+        if as_json:
+            click.echo(result.as_json())
+        if result.error:
+            call.say(str(result.error))
+            statuses.append(result.error.exit_status)
+        else:
+            click.echo(str(result), err=as_json)
+    if statuses:
+        sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
+
+
+def _batch_size() -> int | None:
+    text = os.environ.get("BATCH_SIZE")
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise SettingError(f"BATCH_SIZE={text} is not a whole number above 0")
+    return int(text)

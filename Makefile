@@ -41,7 +41,7 @@ LOCK = uv pip compile --universal --python-version 3.10 --generate-hashes --no-a
 	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock" -q
 lock:  ## write the lock files anew (needs uv)
 	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --extra demo -o requirements.lock
-	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --all-extras --group dev -o requirements-dev.lock
+	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --all-extras --group dev --group docs -o requirements-dev.lock
 	$(LOCK) --group bench -o requirements-bench.lock
 
 clean:  ## remove what make and dbt made

@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.errors import ExporterError, nearest
+from exporter.errors import EXIT_STATUSES, ExporterError, nearest
 
 if TYPE_CHECKING:
     from exporter.definition import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 _COMMANDS = ("load", "state", "db", "demo")  # in the order of the help
+ENVIRONMENT = {
+    CORE: "the source: postgresql://user:password@host/database",
+    ANALYTICS: "the destination; without it, the dbt profile's target",
+    "BATCH_SIZE": "overrides batch_rows of every definition",
+    "DBT_PROFILES_DIR": "the folder of profiles.yml, as for dbt",
+    "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
+    "DBT_TARGET": "the profile's target, instead of its default",
+    "EXPORTER_PG_BIN": "the folder of the server programs that the demo and the tests run",
+}
 
 
 class _Group(click.Group):
@@ -40,6 +49,11 @@ class _Group(click.Group):
         except click.UsageError as error:
             advice = f"{error.message.rstrip('.')}: {nearest(args[0], _COMMANDS)}"
             raise click.UsageError(advice, ctx) from None
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, rows in (("Environment", ENVIRONMENT), ("Exit status", EXIT_STATUSES)):
+            with formatter.section(title):
+                formatter.write_dl([(str(name), meaning) for name, meaning in rows.items()])
 
     def invoke(self, ctx: click.Context) -> object:
         try:

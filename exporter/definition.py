@@ -6,16 +6,52 @@ import difflib
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import sql
 
 from exporter.errors import DefinitionError
 
-_KNOWN = {
-    "": ("key", "source", "conflict_columns", "mode", "batch_rows", "schema"),
-    "source": ("schema", "table", "cursor", "columns", "exclude"),
-    "source.cursor": ("field", "id_field", "lookback", "nulls"),
+
+class Key(NamedTuple):
+    """A key of the definition: what validation knows of it, and what the reference shows."""
+
+    meaning: str
+    default: Any = None  # taken where the YAML says nothing
+    otherwise: str = "required"  # said in the default's place where it is not one value
+
+
+KEYS = {
+    "key": Key("what `exporter load` is given", otherwise="`source.table`, as dbt names it"),
+    "source.schema": Key("schema at the source", "public"),
+    "source.table": Key("table, view or partitioned table at the source"),
+    "source.cursor.field": Key("column that grows with every change: a timestamp, date or integer"),
+    "source.cursor.id_field": Key(
+        "tie-breaker for rows that share a cursor value", otherwise="none"
+    ),
+    "source.cursor.lookback": Key(
+        "how far behind a stamp may be that the database did not make: a time, or a number where"
+        " the cursor is an integer",
+        otherwise="`5 minutes`; 0 for an integer and with `mode: append`",
+    ),
+    "source.cursor.nulls": Key("rows without a cursor: `error`, `skip` or `load`", "error"),
+    "source.columns": Key(
+        'columns to land; `{name: email_hash, expression: "md5(lower(email))"}` is computed by the'
+        " source",
+        otherwise="all",
+    ),
+    "source.exclude": Key("columns that do not leave the source", otherwise="none"),
+    "conflict_columns": Key(
+        "unique columns; the primary key of the raw table", otherwise="none: `mode: append`"
+    ),
+    "mode": Key(
+        "`upsert`, a mirror; or `append`, an append-only log",
+        otherwise="`upsert` with `conflict_columns`, else `append`",
+    ),
+    "schema": Key(
+        "what a change of the source's columns may do to raw: `evolve` or `freeze`", "evolve"
+    ),
+    "batch_rows": Key("rows of one transaction", 50_000),
 }
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
@@ -79,9 +115,7 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
     )
     if mode == "upsert" and not conflict:
         reader.fail("conflict_columns", "is required with mode: upsert")
-    nulls = reader.choice(
-        cursor.get("nulls", "error"), "source.cursor.nulls", ("error", "skip", "load")
-    )
+    nulls = reader.choice(cursor["nulls"], "source.cursor.nulls", ("error", "skip", "load"))
     if mode == "append" and nulls == "load":
         reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
     id_field = cursor.get("id_field")
@@ -96,7 +130,7 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
     return Definition(
         key=reader.text(root.get("key", f"{source}.{table}"), "key"),
         where=where,
-        source_schema=reader.text(origin.get("schema", "public"), "source.schema"),
+        source_schema=reader.text(origin["schema"], "source.schema"),
         source_table=reader.text(origin.get("table"), "source.table"),
         cursor=reader.text(cursor.get("field"), "source.cursor.field"),
         id_field=None if id_field is None else reader.text(id_field, "source.cursor.id_field"),
@@ -109,8 +143,8 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
         table=table,
         conflict_columns=conflict if mode == "upsert" else (),
         mode=mode,
-        batch_rows=reader.positive(root.get("batch_rows", 50_000), "batch_rows"),
-        evolution=reader.choice(root.get("schema", "evolve"), "schema", ("evolve", "freeze")),
+        batch_rows=reader.positive(root["batch_rows"], "batch_rows"),
+        evolution=reader.choice(root["schema"], "schema", ("evolve", "freeze")),
     )
 
 
@@ -127,14 +161,14 @@ class _Reader:
     def mapping(self, value: Any, key: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             self.fail(key, "is required, a mapping" if value is None else "must be a mapping")
-        known = _KNOWN[key]
+        known = _keys_below(key)
         for name in value:
             if name not in known:
                 near = difflib.get_close_matches(_snake(str(name)), known, 1)
                 full = f"{key}.{name}" if key else str(name)
                 advice = f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)
                 self.fail(full, f"is not a key of the exporter; {advice}")
-        return dict(value)
+        return {name: one for name, one in known.items() if one is not None} | dict(value)
 
     def text(self, value: Any, key: str) -> str:
         if value is None:
@@ -187,6 +221,17 @@ class _Reader:
             self.fail(key, "must be a time such as '5 minutes', or a number")
             raise AssertionError
         return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+def _keys_below(group: str) -> dict[str, Any]:
+    """The keys of a group, each with its default."""
+    prefix = f"{group}." if group else ""
+    found: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        if name.startswith(prefix):
+            first, _, below = name.removeprefix(prefix).partition(".")
+            found[first] = None if below else key.default
+    return found
 
 
 def _snake(name: str) -> str:

@@ -23,6 +23,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXIT_STATUSES = {
+    0: "it ended well",
+    1: "something failed; of several loads, the others still ran",
+    2: "wrong usage or a wrong definition; nothing was touched",
+    3: "another run holds the definition's lock",
+}
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the advice for a name that is not known: the nearest one, or a list of them."""

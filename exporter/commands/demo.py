@@ -6,7 +6,13 @@ import click
 
 
 @click.command("demo")
-@click.option("--rows", type=click.IntRange(min=100), default=100_000, show_default=True)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=100),
+    default=100_000,
+    show_default=True,
+    help="Events at the source.",
+)
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def command(rows: int, keep: bool) -> None:
     """Run the main job on an embedded PostgreSQL server."""

@@ -1,0 +1,93 @@
+"""A hook of mkdocs: the reference's tables come from the code that they describe.
+
+A page writes ``<!-- reference: NAME -->`` where the table of that name belongs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter import cli, errors
+from exporter.definition import KEYS, Key
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in the tables; name a file that is not part of the site instead of linking it."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def link(found: re.Match[str]) -> str:
+        outside = posixpath.normpath(posixpath.join(folder, found[2])).startswith("..")
+        return f"`{found[1]}`" if outside else found[0]
+
+    markdown = re.sub(r"<!-- reference: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
+    return re.sub(r"\[([^]\n]+)\]\((\.\./[^)\n]+)\)", link, markdown)
+
+
+def definition() -> str:
+    """Return the keys of a definition."""
+    return _table(
+        ("Key", "Default", "Meaning"),
+        ((f"`{name}`", _default(key), key.meaning) for name, key in KEYS.items()),
+    )
+
+
+def _default(key: Key) -> str:
+    return key.otherwise if key.default is None else f"`{key.default}`"
+
+
+def environment() -> str:
+    """Return the environment variables."""
+    return _table(
+        ("Variable", "Meaning"), ((f"`{name}`", text) for name, text in cli.ENVIRONMENT.items())
+    )
+
+
+def exit_statuses() -> str:
+    """Return the exit statuses."""
+    return _table(("Status", "Meaning"), errors.EXIT_STATUSES.items())
+
+
+def error_classes() -> str:
+    """Return the errors, those of a kind below it."""
+
+    def rows(kind: type[errors.ExporterError], depth: int) -> Iterable[tuple[str, ...]]:
+        indent = "&nbsp;" * 4 * depth
+        yield f"{indent}`{kind.__name__}`", str(kind.exit_status), inspect.getdoc(kind) or ""
+        for one in kind.__subclasses__():
+            yield from rows(one, depth + 1)
+
+    return _table(("Error", "Exit status", "Says"), rows(errors.ExporterError, 0))
+
+
+def macros() -> str:
+    """Return the macros that a file is named after; what else the files hold serves those."""
+    text = ""
+    for file in sorted((ROOT / "macros").glob("*.yml")):
+        for macro in yaml.safe_load(file.read_text(encoding="utf-8"))["macros"]:
+            if macro["name"] == file.stem:
+                text += f"### `{macro['name']}`\n\n{macro['description']}\n\n"
+                rows = [(f"`{i['name']}`", i["description"]) for i in macro.get("arguments", [])]
+                text += _table(("Argument", "Meaning"), rows) + "\n" if rows else ""
+    return text
+
+
+def _table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        "| " + " | ".join(" ".join(str(one).replace("|", "\\|").split()) for one in line) + " |\n"
+        for line in lines
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    one.__name__: one for one in (definition, environment, exit_statuses, error_classes, macros)
+}

@@ -13,10 +13,12 @@ from exporter.catalog import Column
 from exporter.connection import Connection
 from exporter.copy import AHEAD, Block, CopyIn, field
 from exporter.errors import RowError
-from exporter.raw_table import STAMP, Raw
+from exporter.raw_table import PAST, STAMP, Raw
 
 _STAGING = sql.Identifier("_exporter_staging")
 _ORDINAL = sql.Identifier("_exporter_row")
+_PAST = sql.Identifier(PAST.name)
+_COMMA = sql.SQL(", ")
 
 
 def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> tuple[int, int]:
@@ -97,16 +99,22 @@ class Staging:
             raise self._copy_error(error, batch) from None
         return rows, size, last
 
-    def apply(self, stamp: str, batch: int, order: Iterable[Column]) -> int:
-        """Insert the staged rows, or replace what differs; return the rows written."""
-        statement = _apply(self._raw, stamp, list(order))
+    def apply(self, stamp: str, batch: int, order: Iterable[Column], *, onward: bool) -> int:
+        """Insert the staged rows, or replace what differs; return the rows written.
+
+        ``onward``: rows beyond the stored position have not been landed as they are now.
+        """
+        if onward and self._raw.key and self._raw.unique_at_source:
+            statements = [_replace(self._raw, stamp), _apply(self._raw, stamp, [], late=True)]
+        else:
+            statements = [_apply(self._raw, stamp, list(order))]
         try:
             with self._destination.transaction():  # a savepoint: on an error staging stays
                 self._destination.execute(
                     "set local enable_hashjoin = off; set local enable_mergejoin = off;"
                     " set local enable_seqscan = off"
                 )  # the key's index has to be visited for every row in any case
-                return int(self._destination.execute(statement).rowcount)
+                return sum(self._destination.execute(one).rowcount for one in statements)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise self._apply_error(error, batch) from None
 
@@ -209,51 +217,90 @@ def _same_key(raw: Raw, left: str, right: str) -> sql.Composable:
     )
 
 
-def _apply(raw: Raw, stamp: str, order: list[Column]) -> sql.Composed:
+def _insert(raw: Raw, stamp: str) -> sql.Composed:
     names = [sql.Identifier(column.name) for column in raw.columns]
-    target = [*names, sql.Identifier(STAMP)] if raw.stamped else names
-    new = sql.SQL(", ").join(sql.SQL("s.") + name for name in names)
-    comma = sql.SQL(", ")
-    insert = sql.SQL("insert into {} ({}) select {}{} from ").format(
+    return sql.SQL("insert into {} as d ({}) select {}{} from ").format(
         raw.name,
-        comma.join(target),
-        new,
+        _COMMA.join(_target(raw)),
+        _COMMA.join(sql.SQL("s.") + name for name in names),
         sql.SQL(", {}::timestamptz").format(sql.Literal(stamp)) if raw.stamped else sql.SQL(""),
     )
+
+
+def _update(raw: Raw) -> sql.Composed:
+    return sql.SQL(" on conflict ({}) do update set ({}) = row({})").format(
+        _COMMA.join(raw.key),
+        _COMMA.join(_target(raw)),
+        _COMMA.join(sql.SQL("excluded.") + name for name in _target(raw)),
+    )
+
+
+def _target(raw: Raw) -> list[sql.Identifier]:
+    names = [sql.Identifier(column.name) for column in raw.columns]
+    return [*names, sql.Identifier(STAMP)] if raw.stamped else names
+
+
+def _differs(raw: Raw, new: str, old: str) -> sql.Composed:
+    """Return the condition for two rows that differ. ``*<>`` compares images: any type has them."""
+    rows = [
+        sql.SQL("row({})::record").format(
+            _COMMA.join(sql.SQL(f"{side}.") + sql.Identifier(c.name) for c in raw.columns)
+        )
+        for side in (new, old)
+    ]
+    return sql.SQL("{} *<> {}").format(*rows)
+
+
+def _replace(raw: Raw, stamp: str) -> sql.Composed:
+    """Return the statement for staged rows that raw does not have as they are: one look-up each."""
+    return (
+        _insert(raw, stamp)
+        + sql.SQL("{} s where s.{}").format(_STAGING, _PAST)
+        + _update(raw)
+        + sql.SQL(" where {}").format(_differs(raw, "excluded", "d"))
+    )
+
+
+def _apply(raw: Raw, stamp: str, order: list[Column], *, late: bool = False) -> sql.Composed:
+    """Return the statement for staged rows of which most may be in raw already.
+
+    ``late``: only those that are not beyond the stored position.
+    """
+    insert = _insert(raw, stamp)
     if not raw.key:
         return insert + sql.SQL("{} s").format(_STAGING)
     staged: sql.Composable = _STAGING
     guard: sql.Composable = sql.SQL("")
     if not raw.unique_at_source and order:
-        newest = comma.join(
+        newest = _COMMA.join(
             [*raw.key, *(sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in order)]
         )
         staged = sql.SQL("(select distinct on ({}) * from {} order by {})").format(
-            comma.join(raw.key), _STAGING, newest
+            _COMMA.join(raw.key), _STAGING, newest
         )
         stored = {column.name for column in raw.columns}
         kept = [sql.Identifier(column.name) for column in order if column.name in stored]
         if kept:
-            guard = sql.SQL(" and (d.{} is null or ({}) >= ({}))").format(
+            guard = sql.SQL(" and (o.{} is null or ({}) >= ({}))").format(
                 kept[0],
-                comma.join(sql.SQL("s.") + name for name in kept),
-                comma.join(sql.SQL("d.") + name for name in kept),
+                _COMMA.join(sql.SQL("s.") + name for name in kept),
+                _COMMA.join(sql.SQL("o.") + name for name in kept),
             )
     # ON CONFLICT DO UPDATE … WHERE locks, and so writes, every row that it then leaves alone: the
-    # join keeps unchanged rows away from it. *<> compares images, so it serves every type.
-    return insert + sql.SQL(
-        "{staged} s left join {raw} d on {same} where d.{first} is null"
-        " or (row({new})::record *<> row({old})::record{guard})"
-        " on conflict ({key}) do update set ({target}) = row({excluded})"
-    ).format(
-        staged=staged,
-        raw=raw.name,
-        same=_same_key(raw, "s", "d"),
-        first=raw.key[0],
-        new=new,
-        old=comma.join(sql.SQL("d.") + name for name in names),
-        guard=guard,
-        key=comma.join(raw.key),
-        target=comma.join(target),
-        excluded=comma.join(sql.SQL("excluded.") + name for name in target),
+    # join keeps unchanged rows away from it.
+    return (
+        insert
+        + sql.SQL(
+            "{staged} s left join {raw} o on {same} where {late}(o.{first} is null"
+            " or ({differs}{guard}))"
+        ).format(
+            staged=staged,
+            raw=raw.name,
+            same=_same_key(raw, "s", "o"),
+            late=sql.SQL("s.{} is not true and ").format(_PAST) if late else sql.SQL(""),
+            first=raw.key[0],
+            differs=_differs(raw, "s", "o"),
+            guard=guard,
+        )
+        + _update(raw)
     )

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from exporter import raw_table, state, window
-from exporter.catalog import Column, Table, find_table
+from exporter.catalog import Table, find_table
 from exporter.connection import Connection, connect
 from exporter.copy import field
 from exporter.definition import Definition
@@ -178,10 +178,9 @@ class _Load:
             )
 
     def _raw(self, table: Table, view: window.Window) -> raw_table.Raw:
-        past = Column("_exporter_past", "boolean", "boolean", True, True)
         hidden = [column for column in (view.cursor, view.id) if column]
         return raw_table.prepare(
-            self.destination, self.definition, table, [*hidden, past], self.say
+            self.destination, self.definition, table, [*hidden, raw_table.PAST], self.say
         )
 
     def _is_first(self, table: Table, raw: raw_table.Raw, full_refresh: bool) -> bool:
@@ -296,7 +295,7 @@ class _Load:
             )
             return current
 
-        self.transfer.land([query], progress)
+        self.transfer.land([query], progress, onward=self.stored.cursor is not None)
         return current
 
     def _finished(self, current: State) -> State:

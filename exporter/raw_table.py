@@ -16,6 +16,9 @@ from exporter.drift import Drift, plan
 from exporter.errors import DriftError
 
 STAMP = "_exported_at"
+# In the stream alone: whether a row is beyond the stored position.
+PAST = Column("_exporter_past", "boolean", "boolean", True, True)
+_FILL = 90  # percent: a changed row finds room in its page, and the key's index stays as it is
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,12 @@ def creation(
         for column in columns
     ]
     parts.append(sql.SQL("{} timestamptz not null").format(sql.Identifier(STAMP)))
+    fill = sql.SQL(f" with (fillfactor = {_FILL})" if definition.conflict_columns else "")
     if key and definition.conflict_columns:
         names = sql.SQL(", ").join(sql.Identifier(name) for name in definition.conflict_columns)
         parts.append(sql.SQL("primary key ({})").format(names))
-    return sql.SQL("create table {} (\n    {}\n)").format(
-        sql.Identifier(definition.schema, definition.table), sql.SQL(",\n    ").join(parts)
+    return sql.SQL("create table {} (\n    {}\n){}").format(
+        sql.Identifier(definition.schema, definition.table), sql.SQL(",\n    ").join(parts), fill
     )
 
 

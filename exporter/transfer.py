@@ -73,11 +73,13 @@ class Transfer:
         progress: Callable[[bytes], State],
         *,
         direct: bool = False,
+        onward: bool = False,
     ) -> None:
         """Land the queries' rows. ``progress`` gives the state to store after a batch's last row.
 
         One query is cut into batches; of several, each is a batch. ``direct`` copies into the raw
-        table itself, for rows that are new and selected with their stamp.
+        table itself, for rows that are new and selected with their stamp. ``onward``: the rows say
+        which of them are beyond the stored position.
         """
         limit = None if direct or len(queries) > 1 else self._limit()
 
@@ -106,7 +108,7 @@ class Transfer:
                         written, last = rows, b""
                     else:
                         rows, size, last = staging.fill(batch, number)
-                        written = staging.apply(stamp, number, self.order)
+                        written = staging.apply(stamp, number, self.order, onward=onward)
                     totals.rows_read += rows
                     totals.rows_written += written
                     totals.bytes += size

@@ -23,7 +23,7 @@ create table "analytics_raw"."stat_event" (
     "custom_attributes" jsonb,
     "_exported_at" timestamptz not null,
     primary key ("id")
-);
+) with (fillfactor = 90);
 
 -- migrate:down
 drop table "analytics_raw"."stat_event";

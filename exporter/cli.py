@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.errors import EXIT_STATUSES, ExporterError, nearest
+from exporter.console import Console
+from exporter.errors import EXIT_STATUSES, ExporterError, UsageError, nearest
 
 if TYPE_CHECKING:
     from exporter.definition import Definition
@@ -59,7 +60,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ExporterError as error:
-            click.echo(f"exporter: {error}", err=True)
+            (ctx.obj or Console()).error(error)
             ctx.exit(error.exit_status)
 
 
@@ -75,6 +76,7 @@ class Call:
 
     project_dir: Path
     environment: str | None
+    console: Console
 
     def root(self, *variables: str) -> Path:
         """Return the project's folder, its environment read and these databases named.
@@ -99,7 +101,7 @@ class Call:
 
     def say(self, line: str) -> None:
         """Tell something on standard error."""
-        click.echo(f"exporter: {line}", err=True)
+        self.console.say(line)
 
 
 def shared(function: Callable[..., None]) -> Callable[..., None]:
@@ -112,9 +114,32 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
         help="A folder in the dbt project.",
     )
     @click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")
+    @click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="json: what is told on standard error is one JSON object a line.",
+    )
+    @click.option("-q", "--quiet", is_flag=True, help="Tell errors only.")
+    @click.option("-v", "--verbose", is_flag=True, help="Tell how it is done, the SQL included.")
     @functools.wraps(function)
-    def command(project_dir: Path, environment: str | None, **arguments: Any) -> None:
-        function(Call(project_dir, environment), **arguments)
+    def command(
+        project_dir: Path,
+        environment: str | None,
+        log_format: str,
+        quiet: bool,
+        verbose: bool,
+        **arguments: Any,
+    ) -> None:
+        if quiet and verbose:
+            raise UsageError("-q and -v exclude one another")
+        level = "error" if quiet else "debug" if verbose else "info"
+        console = Console(as_json=log_format == "json", level=level)
+        click.get_current_context().find_root().obj = console  # for the error that ends it
+        try:
+            function(Call(project_dir, environment, console), **arguments)
+        finally:
+            console.close()
 
     return command
 

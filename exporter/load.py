@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg import sql
 from exporter import raw_table, state, window
 from exporter.catalog import Table, find_table
 from exporter.connection import Connection, connect
+from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
@@ -26,7 +28,7 @@ BLOCKS = 2048  # a first load's batch: 16 MB of the source's pages
 
 def load(
     definition: Definition,
-    say: Callable[[str], None],
+    console: Console,
     *,
     full_refresh: bool = False,
     span: window.Span | None = None,
@@ -38,14 +40,21 @@ def load(
     """
     result = Result(definition.key, _command(full_refresh, span))
 
+    def say(text: str, level: str = "warning", event: str = "notice", **values: object) -> None:
+        if level == "warning":
+            result.notices.append(text)
+        console.say(text, level, key=definition.key, event=event, **values)
+
     def attempt() -> None:
         with contextlib.ExitStack() as stack:
             destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
             source = stack.enter_context(connect("DATABASE_URL_CORE"))
-            _Load(definition, source, destination, result, say).run(full_refresh, span)
+            progress = functools.partial(console.progress, definition.key)
+            one = _Load(definition, source, destination, result, say, progress)
+            one.run(full_refresh, span)
 
     try:
-        with_retries(attempt, lambda why: say(f"{definition.key}: {why}; connecting again"))
+        with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))
     except psycopg.Error as error:
         result.error = DatabaseError(
             f"{definition.key}: {first_line(error)}",
@@ -82,13 +91,15 @@ class _Load:
         source: Connection,
         destination: Connection,
         result: Result,
-        say: Callable[[str], None],
+        say: Say,
+        progress: Progress,
     ) -> None:
         self.definition = definition
         self.source = source
         self.destination = destination
         self.result = result
         self.say = say
+        self.progress = progress
 
     def run(self, full_refresh: bool, span: window.Span | None) -> None:
         """Read onward from the stored position; or everything; or a span."""
@@ -100,8 +111,8 @@ class _Load:
         self.horizon = window.observe(self.source, definition, self.stored)
         if self.horizon.blind:
             self.say(
-                f"{definition.key}: the transactions of other roles are hidden, only the lookback"
-                " covers them; GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
+                "the transactions of other roles are hidden, only the lookback covers them;"
+                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
             )
         with self._snapshot():
             table = find_table(self.source, definition, destination)
@@ -109,6 +120,7 @@ class _Load:
             self.view = window.decide(
                 self.source, definition, table, self.stored, self.horizon, self.snapshot
             )
+            self._tell_window()
             self._refuse_nulls(self.view)
             raw = self._raw(table, self.view)
             self.transfer = Transfer(
@@ -119,6 +131,8 @@ class _Load:
                 self.view,
                 raw,
                 state.stamp(destination, self.stored),
+                self.say,
+                self.progress,
             )
             first = not span and self._is_first(table, raw, full_refresh)
             if not first:
@@ -126,9 +140,9 @@ class _Load:
             if span:
                 self._backfill(span)
             elif full_refresh and not first:
-                self._replace()
+                self._replace(table)
             else:
-                current = self._first(table) if first else self._increment()
+                current = self._first(table) if first else self._increment(table)
                 self.transfer.store(self._finished(current), "ok")
 
     # -- the pieces, in the order of the sequence above
@@ -156,6 +170,25 @@ class _Load:
             ) from None
         yield
         self.source.execute("commit")
+
+    def _tell_window(self) -> None:
+        stored, horizon, view = self.stored, self.horizon, self.view
+        self.say(
+            f"reads from {stored.watermark or 'the start'}, has landed up to"
+            f" {stored.cursor or 'nothing yet'}; transactions are open since {horizon.oldest_open},"
+            f" the next load reads from {view.safe or 'the start'} on",
+            "debug",
+            "window",
+            cursor=stored.cursor,
+            watermark=stored.watermark,
+            horizon=horizon.oldest_open,
+            clock=horizon.clock,
+            safe=view.safe,
+            standby=horizon.standby,
+        )
+
+    def _tell_path(self, path: str, how: str) -> None:
+        self.say(f"{path}: {how}", "debug", "path", path=path, how=how)
 
     def _refuse_nulls(self, view: window.Window) -> None:
         definition = self.definition
@@ -193,6 +226,7 @@ class _Load:
     def _backfill(self, span: window.Span) -> None:
         """Land a span again. Only the last stamp is remembered: it may never go backwards."""
         current, view = self.stored, self.view
+        self._tell_path("backfill", "text, through staging")
         where = window.within(self.source, view, span)
         query = self.transfer.select(where) + sql.SQL(" order by {}").format(
             window.order(view, self.definition.nulls)
@@ -210,6 +244,9 @@ class _Load:
         direct = not resumed and raw.exact and raw.stamped and all(c.binary for c in raw.columns)
         if not direct:  # staged rows are upserted on the key
             raw_table.ensure_key(self.destination, raw)
+        how = "binary, straight into raw" if direct else "text, through staging"
+        self._tell_path("first load", f"from block {start:,} of {table.blocks:,}, {how}")
+        transfer.expected = table.rows if table.rows > 0 and not start else None
         step = BLOCKS
         if table.rows > 0 and table.blocks:
             per_block = table.rows / table.blocks
@@ -235,10 +272,15 @@ class _Load:
 
         def progress(_: bytes) -> State:
             nonlocal current
-            current = replace(current, next_block=(current.next_block or 0) + step)
+            done = (current.next_block or 0) + step
+            current = replace(current, next_block=done)
+            if table.rows <= 0:  # never analyzed: the rest is taken to be like what has been read
+                rows = self.result.totals.rows_read
+                transfer.expected = rows * (table.blocks - start) / (done - start)
             return current
 
         transfer.land(queries, progress, direct=direct)
+        transfer.expected = None
         raw_table.ensure_key(self.destination, raw)
         if same and self.view.xmin_since:
             changed = transfer.select(window.changed_since(self.view.xmin_since))
@@ -262,12 +304,17 @@ class _Load:
         ).fetchone()
         return Position(*top) if top else None
 
-    def _replace(self) -> None:
+    def _replace(self, table: Table) -> None:
+        self._tell_path("full refresh", "text, through staging, in one transaction")
+        self.transfer.expected = table.rows
         self.transfer.replace_all(
             window.held_back(self.view), lambda: self._finished(State(cursor=self._top()))
         )
 
-    def _increment(self) -> State:
+    def _increment(self, table: Table) -> State:
+        self._tell_path("increment", "text, through staging")
+        if self.stored.watermark is None:
+            self.transfer.expected = table.rows
         view, raw, current = self.view, self.transfer.raw, self.stored
         nulls = self.definition.nulls
         where = window.condition(view, current.cursor, current.watermark, nulls)

@@ -101,21 +101,21 @@ def _evolve(
                     hint=f"drop what depends on it, {change.statement.as_string(destination)},"
                     " and make it anew",
                 ) from None
-            say(f"{definition.key}: {change.said}")
+            say(change.said)
         if STAMP not in existing and stamped:
             destination.execute(
                 sql.SQL("alter table {} add column {} timestamptz not null default now()").format(
                     sql.Identifier(definition.schema, definition.table), sql.Identifier(STAMP)
                 )
             )
-            say(f"{definition.key}: {name} has {STAMP} from now on")
+            say(f"{name} has {STAMP} from now on")
         if drift.remembered != before:
             state.remember_columns(destination, definition.key, drift.remembered)
     for told in drift.told:
-        say(f"{definition.key}: {told}")
+        say(told)
     if not stamped:
         say(
-            f"{definition.key}: {name} has no {STAMP}, and exporter.schema: freeze leaves it so:"
+            f"{name} has no {STAMP}, and exporter.schema: freeze leaves it so:"
             " no model can tell its new rows"
         )
     return drift, stamped

@@ -39,6 +39,7 @@ class Result:
     seconds: float = 0.0
     error: ExporterError | None = None
     run_id: int | None = None
+    notices: list[str] = field(default_factory=list)  # what a person should look at
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -48,23 +49,25 @@ class Result:
             return "ok"
         return "locked" if isinstance(self.error, LockedError) else "failed"
 
+    def as_dict(self) -> dict[str, object]:
+        """Return what ``--json`` and the log in JSON tell."""
+        totals, cursor = self.totals, self.cursor
+        return {
+            "key": self.key,
+            "status": self.status,
+            "rows_read": totals.rows_read,
+            "rows_written": totals.rows_written,
+            "rows_unchanged": totals.rows_unchanged,
+            "batches": totals.batches,
+            "bytes": totals.bytes,
+            "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
+            "seconds": round(self.seconds, 3),
+            "error": str(self.error) if self.error else None,
+        }
+
     def as_json(self) -> str:
         """Return the one-line object of ``--json``."""
-        totals, cursor = self.totals, self.cursor
-        return json.dumps(
-            {
-                "key": self.key,
-                "status": self.status,
-                "rows_read": totals.rows_read,
-                "rows_written": totals.rows_written,
-                "rows_unchanged": totals.rows_unchanged,
-                "batches": totals.batches,
-                "bytes": totals.bytes,
-                "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
-                "seconds": round(self.seconds, 3),
-                "error": str(self.error) if self.error else None,
-            }
-        )
+        return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
         totals = self.totals

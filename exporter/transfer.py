@@ -10,6 +10,7 @@ from psycopg import sql
 
 from exporter import landing, state, window
 from exporter.connection import Connection
+from exporter.console import Progress, Say
 from exporter.copy import END_OF_BATCH, Block, Limit, ReadAhead, copy_out, field
 from exporter.definition import Definition
 from exporter.raw_table import Raw
@@ -31,6 +32,8 @@ class Transfer:
         view: window.Window,
         raw: Raw,
         stamp: str,
+        say: Say,
+        progress: Progress,
     ) -> None:
         self.definition = definition
         self.source = source
@@ -39,6 +42,9 @@ class Transfer:
         self.view = view
         self.raw = raw
         self._stamp = stamp
+        self._say = say
+        self._progress = progress
+        self.expected: float | None = None  # rows, estimated; not above 0 where it cannot be
         self.order = [column for column in (view.cursor, view.id) if column]
 
     def select(
@@ -81,6 +87,7 @@ class Transfer:
         table itself, for rows that are new and selected with their stamp. ``onward``: the rows say
         which of them are beyond the stored position.
         """
+        self._tell(queries)
         limit = None if direct or len(queries) > 1 else self._limit()
 
         def produce() -> Iterator[Block]:
@@ -101,7 +108,7 @@ class Transfer:
             while ahead.more():
                 stamp = self.stamp_of(totals.batches)
                 number = totals.batches + 1
-                batch = _batch(stream)
+                batch = self._batch(stream)
                 with self.destination.transaction():
                     if direct:
                         rows, size = landing.copy_direct(self.destination, self.raw, batch)
@@ -120,12 +127,13 @@ class Transfer:
     def replace_all(self, where: sql.Composable, final: Callable[[], State]) -> None:
         """Make raw equal to these rows in one transaction: readers see before or after."""
         query = self.select(where)
+        self._tell([query])
         totals = self.result.totals
         ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False))
         try:
             stream = iter(ahead)
             with self.destination.transaction():
-                batch = _batch(stream)
+                batch = self._batch(stream)
                 rows, size, _ = landing.Staging(self.destination, self.raw).fill(batch, 1)
                 written = landing.replace_all(
                     self.destination, self.raw, self.stamp_of(0), self.order
@@ -158,12 +166,22 @@ class Transfer:
         # Without a tie-breaker a position inside a tie would lose the rest of it.
         return Limit(rows, BATCH_SIZE, lambda a, b: field(a, place) == field(b, place))
 
+    def _batch(self, stream: Iterator[Block]) -> Iterator[Block]:
+        """Yield the blocks up to the end of a batch, keeping none."""
+        rows, size = self.result.totals.rows_read, self.result.totals.bytes
+        while True:
+            self._progress(rows, size, self.expected)
+            block = next(stream, END_OF_BATCH)
+            if block is END_OF_BATCH:
+                return
+            rows += block.rows
+            size += len(block.data)
+            yield block
+            del block
 
-def _batch(stream: Iterator[Block]) -> Iterator[Block]:
-    """Yield the blocks up to the end of a batch, keeping none."""
-    while True:
-        block = next(stream, END_OF_BATCH)
-        if block is END_OF_BATCH:
+    def _tell(self, queries: list[sql.Composable]) -> None:
+        if not queries:
             return
-        yield block
-        del block
+        more = f" -- and {len(queries) - 1:,} more such ranges" if len(queries) > 1 else ""
+        text = queries[0].as_string(self.source)
+        self._say(f"source: {text}{more}", "debug", "sql", sql=text)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exporter.console import Console
 from exporter.definition import Definition, parse
 from exporter.load import load
 from tests.conftest import Workplace
@@ -49,12 +50,11 @@ def _sessions(place: Workplace) -> Iterator[list[psycopg.Connection[Any]]]:
         yield [stack.enter_context(psycopg.connect(place.core)) for _ in range(SESSIONS)]
 
 
-def _silent(_: str) -> None:
-    pass
+_SILENT = Console(level="error")
 
 
 def _killed_load(definition: Definition, after: float) -> None:
-    process = multiprocessing.get_context("fork").Process(target=load, args=(definition, _silent))
+    process = multiprocessing.get_context("fork").Process(target=load, args=(definition, _SILENT))
     process.start()
     time.sleep(after)
     process.kill()
@@ -63,7 +63,7 @@ def _killed_load(definition: Definition, after: float) -> None:
 
 def _load(definition: Definition) -> None:
     for _ in range(100):
-        result = load(definition, _silent)
+        result = load(definition, _SILENT)
         if result.status != "locked":  # by a killed one that the server still sees
             break
         time.sleep(0.02)

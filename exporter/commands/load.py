@@ -53,17 +53,13 @@ def command(
     for definition in chosen:
         result = load(
             replace(definition, batch_rows=rows) if rows else definition,
-            call.say,
+            call.console,
             full_refresh=full_refresh,
             span=span,
         )
-        if as_json:
-            click.echo(result.as_json())
+        call.console.ended(result, as_json=as_json)
         if result.error:
-            call.say(str(result.error))
             statuses.append(result.error.exit_status)
-        else:
-            click.echo(str(result), err=as_json)
     if statuses:
         sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
 

@@ -12,7 +12,7 @@ import select
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from psycopg import errors, sql
@@ -148,6 +148,23 @@ class CopyIn:
             _flush(self._pgconn)
             while self._pgconn.get_result():
                 pass
+
+
+def pour(
+    connection: Connection, statement: sql.Composable, blocks: Iterable[Block]
+) -> tuple[int, int]:
+    """Run ``COPY … FROM STDIN`` on these blocks; return rows and bytes. Raises psycopg.Error."""
+    copy = CopyIn(connection, statement)
+    size = 0
+    try:
+        for block in blocks:
+            size += len(block.data)
+            copy.write(block.data)
+            del block  # before the next is asked for: a row may be large
+    except BaseException:
+        copy.abandon()
+        raise
+    return copy.finish(), size
 
 
 class ReadAhead:

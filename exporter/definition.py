@@ -51,6 +51,11 @@ KEYS = {
     "schema": Key(
         "what a change of the source's columns may do to raw: `evolve` or `freeze`", "evolve"
     ),
+    "deletes": Key(
+        "what becomes of rows that are gone at the source, at the next `load --reconcile` or"
+        " `verify --repair`: `ignore`, `mark` (in `_deleted_at`) or `remove`",
+        "ignore",
+    ),
     "batch_rows": Key("rows of one transaction", 50_000),
 }
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
@@ -77,6 +82,7 @@ class Definition:
     mode: str
     batch_rows: int
     evolution: str  # evolve or freeze: what a change of the source's columns may do to raw
+    deletes: str  # ignore, mark or remove: what becomes of rows that are gone at the source
 
     def lands(self, name: str) -> bool:
         """Whether a column of the source gets into raw."""
@@ -118,6 +124,9 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
     nulls = reader.choice(cursor["nulls"], "source.cursor.nulls", ("error", "skip", "load"))
     if mode == "append" and nulls == "load":
         reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
+    deletes = reader.choice(root["deletes"], "deletes", ("ignore", "mark", "remove"))
+    if mode == "append" and deletes != "ignore":
+        reader.fail("deletes", "must be ignore with mode: append, whose rows have no key")
     id_field = cursor.get("id_field")
     columns, expressions = reader.columns(origin.get("columns"), "source.columns")
     exclude = reader.names(origin.get("exclude"), "source.exclude") or ()
@@ -145,6 +154,7 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
         mode=mode,
         batch_rows=reader.positive(root["batch_rows"], "batch_rows"),
         evolution=reader.choice(root["schema"], "schema", ("evolve", "freeze")),
+        deletes=deletes,
     )
 
 

@@ -11,9 +11,9 @@ from psycopg import sql
 
 from exporter.catalog import Column
 from exporter.connection import Connection
-from exporter.copy import AHEAD, Block, CopyIn, field
+from exporter.copy import AHEAD, Block, CopyIn, field, pour
 from exporter.errors import RowError
-from exporter.raw_table import PAST, STAMP, Raw
+from exporter.raw_table import DELETED, PAST, STAMP, Raw
 
 _STAGING = sql.Identifier("_exporter_staging")
 _ORDINAL = sql.Identifier("_exporter_row")
@@ -27,17 +27,7 @@ def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> t
     statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(
         raw.name, sql.SQL(", ").join([*names, sql.Identifier(STAMP)])
     )
-    copy = CopyIn(destination, statement)
-    size = 0
-    try:
-        for block in blocks:
-            size += len(block.data)
-            copy.write(block.data)
-            del block  # before the next is asked for: a row may be large
-    except BaseException:
-        copy.abandon()
-        raise
-    return copy.finish(), size
+    return pour(destination, statement, blocks)
 
 
 class Staging:
@@ -197,18 +187,47 @@ def row_error(raw: Raw, error: psycopg.Error, batch: int, key: str, column: str 
     )
 
 
-def replace_all(destination: Connection, raw: Raw, stamp: str, order: Iterable[Column]) -> int:
-    """Make the raw table equal to what is staged; return the rows inserted and changed."""
+def replace_all(
+    destination: Connection, raw: Raw, stamp: str, order: Iterable[Column]
+) -> tuple[int, int]:
+    """Make the raw table equal to what is staged; return the rows written and those gone."""
     if not raw.key:
-        destination.execute(sql.SQL("delete from {}").format(raw.name))
+        away = destination.execute(sql.SQL("delete from {}").format(raw.name))
     else:
         destination.execute(sql.SQL("analyze {}").format(_STAGING))
-        destination.execute(
-            sql.SQL("delete from {} r where not exists (select from {} s where {})").format(
-                raw.name, _STAGING, _same_key(raw, "s", "r")
+        away = destination.execute(
+            gone(raw, stamp)
+            + sql.SQL(" where not exists (select from {} s where {})").format(
+                _STAGING, _same_key(raw, "s", "r")
             )
+            + living(raw)
         )
-    return int(destination.execute(_apply(raw, stamp, list(order))).rowcount)
+    deleted = away.rowcount
+    return destination.execute(_apply(raw, stamp, list(order))).rowcount, deleted
+
+
+def gone(raw: Raw, stamp: str) -> sql.Composable:
+    """Return the statement for rows ``r`` that are gone at the source, without its condition.
+
+    They are marked, so that models see it, or removed.
+    """
+    if raw.definition.deletes != "mark":
+        return sql.SQL("delete from {} r").format(raw.name)
+    names = [DELETED, STAMP] if raw.stamped else [DELETED]
+    return sql.SQL("update {} r set {}").format(
+        raw.name,
+        _COMMA.join(
+            sql.SQL("{} = {}::timestamptz").format(sql.Identifier(name), sql.Literal(stamp))
+            for name in names
+        ),
+    )
+
+
+def living(raw: Raw) -> sql.Composable:
+    """Return the condition that leaves out rows ``r`` that are marked already."""
+    if raw.definition.deletes != "mark":
+        return sql.SQL("")
+    return sql.SQL(" and r.{} is null").format(sql.Identifier(DELETED))
 
 
 def _same_key(raw: Raw, left: str, right: str) -> sql.Composable:
@@ -228,10 +247,12 @@ def _insert(raw: Raw, stamp: str) -> sql.Composed:
 
 
 def _update(raw: Raw) -> sql.Composed:
+    # What is staged is there at the source: its mark, which no staged row has, goes.
+    target = [*_target(raw), sql.Identifier(DELETED)] if raw.marked else _target(raw)
     return sql.SQL(" on conflict ({}) do update set ({}) = row({})").format(
         _COMMA.join(raw.key),
-        _COMMA.join(_target(raw)),
-        _COMMA.join(sql.SQL("excluded.") + name for name in _target(raw)),
+        _COMMA.join(target),
+        _COMMA.join(sql.SQL("excluded.") + name for name in target),
     )
 
 
@@ -248,7 +269,12 @@ def _differs(raw: Raw, new: str, old: str) -> sql.Composed:
         )
         for side in (new, old)
     ]
-    return sql.SQL("{} *<> {}").format(*rows)
+    differs = sql.SQL("{} *<> {}").format(*rows)
+    if not raw.marked:
+        return differs
+    return sql.SQL("({} or {}.{} is not null)").format(
+        differs, sql.SQL(old), sql.Identifier(DELETED)
+    )
 
 
 def _replace(raw: Raw, stamp: str) -> sql.Composed:

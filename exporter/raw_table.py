@@ -13,11 +13,13 @@ from exporter.catalog import Column, Table, landed_columns, relation_columns
 from exporter.connection import Connection
 from exporter.definition import Definition
 from exporter.drift import Drift, plan
-from exporter.errors import DriftError
+from exporter.errors import DriftError, SourceError
 
 STAMP = "_exported_at"
+DELETED = "_deleted_at"  # with deletes: mark, when a row was found to be gone; NULL while it lives
 # In the stream alone: whether a row is beyond the stored position.
 PAST = Column("_exporter_past", "boolean", "boolean", True, True)
+_MOMENT = "timestamp with time zone"
 _FILL = 90  # percent: a changed row finds room in its page, and the key's index stays as it is
 
 
@@ -31,6 +33,7 @@ class Raw:
     unique_at_source: bool
     exact: bool  # raw's types are the ones we would give it: the binary format may be used
     stamped: bool  # it has `_exported_at`; a table that migrations own may lack it
+    marked: bool  # it has `_deleted_at`
 
     @property
     def name(self) -> sql.Identifier:
@@ -58,6 +61,7 @@ def prepare(
     columns = landed_columns(definition, table)
     conflict = frozenset(definition.conflict_columns)
     unique = any(key <= conflict for key in table.unique_keys)
+    _refuse_own_names(definition, columns)
     existing = relation_columns(destination, definition.schema, definition.table)
     if existing is None:
         with destination.transaction():
@@ -66,16 +70,28 @@ def prepare(
             state.remember_columns(destination, definition.key, remembered)
         gone: tuple[Column, ...] = ()
         stamped = exact = True
+        marked = definition.deletes == "mark"
     else:
         drift, stamped = _evolve(destination, definition, table, columns, existing, say)
         gone = drift.gone
         if drift.changes:
             existing = relation_columns(destination, definition.schema, definition.table) or {}
         exact = all(existing[column.name] == column.raw_type for column in columns)
+        marked = definition.deletes == "mark" or existing.get(DELETED) == _MOMENT
     columns += gone
     names = {column.name for column in columns}
+    marked = marked and DELETED not in names
     stream = columns + tuple(column for column in hidden if column.name not in names)
-    return Raw(definition, columns, stream, unique, exact, stamped)
+    return Raw(definition, columns, stream, unique, exact, stamped, marked)
+
+
+def _refuse_own_names(definition: Definition, columns: tuple[Column, ...]) -> None:
+    if definition.deletes == "mark" and DELETED in {column.name for column in columns}:
+        raise SourceError(
+            f"{definition.where}: the source has a column {DELETED}, a name that exporter.deletes:"
+            " mark needs",
+            hint=f"exporter.source.exclude: [{DELETED}]",
+        )
 
 
 def _evolve(
@@ -109,6 +125,9 @@ def _evolve(
                 )
             )
             say(f"{name} has {STAMP} from now on")
+        if DELETED not in existing and definition.deletes == "mark":
+            _add_deleted(destination, definition)
+            say(f"{name} has {DELETED} from now on")
         if drift.remembered != before:
             state.remember_columns(destination, definition.key, drift.remembered)
     for told in drift.told:
@@ -119,6 +138,19 @@ def _evolve(
             " no model can tell its new rows"
         )
     return drift, stamped
+
+
+def _add_deleted(destination: Connection, definition: Definition) -> None:
+    statement = sql.SQL("alter table {} add column {} timestamptz").format(
+        sql.Identifier(definition.schema, definition.table), sql.Identifier(DELETED)
+    )
+    if definition.evolution == "freeze":
+        raise DriftError(
+            f"{definition.key}: {definition.schema}.{definition.table} has no {DELETED}, which"
+            " exporter.deletes: mark needs, and exporter.schema is freeze",
+            hint=statement.as_string(destination),
+        )
+    destination.execute(statement)
 
 
 def creation(
@@ -134,6 +166,8 @@ def creation(
         for column in columns
     ]
     parts.append(sql.SQL("{} timestamptz not null").format(sql.Identifier(STAMP)))
+    if definition.deletes == "mark":
+        parts.append(sql.SQL("{} timestamptz").format(sql.Identifier(DELETED)))
     fill = sql.SQL(f" with (fillfactor = {_FILL})" if definition.conflict_columns else "")
     if key and definition.conflict_columns:
         names = sql.SQL(", ").join(sql.Identifier(name) for name in definition.conflict_columns)

@@ -15,10 +15,14 @@ from exporter.state import SCHEMA, Position
 
 @dataclass
 class Totals:
-    """What one run did. ``rows_read`` left the source, ``rows_written`` changed in raw."""
+    """What one run did. ``rows_read`` left the source, ``rows_written`` changed in raw.
+
+    ``rows_deleted`` were gone at the source, and left raw or were marked there.
+    """
 
     rows_read: int = 0
     rows_written: int = 0
+    rows_deleted: int = 0
     batches: int = 0
     bytes: int = 0
 
@@ -58,6 +62,7 @@ class Result:
             "rows_read": totals.rows_read,
             "rows_written": totals.rows_written,
             "rows_unchanged": totals.rows_unchanged,
+            "rows_deleted": totals.rows_deleted,
             "batches": totals.batches,
             "bytes": totals.bytes,
             "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
@@ -71,8 +76,9 @@ class Result:
 
     def __str__(self) -> str:
         totals = self.totals
+        deleted = f" {totals.rows_deleted:,} deleted," if totals.rows_deleted else ""
         return (
-            f"{self.key}: {totals.rows_read:,} rows read, {totals.rows_written:,} written,"
+            f"{self.key}: {totals.rows_read:,} rows read, {totals.rows_written:,} written,{deleted}"
             f" {totals.rows_unchanged:,} unchanged in {self.seconds:.1f} s;"
             f" cursor {self.cursor or 'nothing yet'}"
         )
@@ -88,6 +94,7 @@ def record(destination: Connection, result: Result, status: str) -> None:
         "rows_read": totals.rows_read,
         "rows_written": totals.rows_written,
         "rows_unchanged": totals.rows_unchanged,
+        "rows_deleted": totals.rows_deleted,
         "batches": totals.batches,
         "bytes": totals.bytes,
         "cursor_value": cursor.value if cursor else None,

@@ -42,6 +42,7 @@ create table if not exists {SCHEMA}._exporter_runs (
     rows_read bigint not null default 0,
     rows_written bigint not null default 0,
     rows_unchanged bigint not null default 0,
+    rows_deleted bigint not null default 0,
     batches bigint not null default 0,
     bytes bigint not null default 0,
     cursor_value text,

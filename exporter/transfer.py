@@ -135,10 +135,11 @@ class Transfer:
             with self.destination.transaction():
                 batch = self._batch(stream)
                 rows, size, _ = landing.Staging(self.destination, self.raw).fill(batch, 1)
-                written = landing.replace_all(
+                written, deleted = landing.replace_all(
                     self.destination, self.raw, self.stamp_of(0), self.order
                 )
                 totals.rows_read, totals.rows_written = rows, written
+                totals.rows_deleted = deleted if self.raw.key else 0
                 totals.bytes, totals.batches = size, 1
                 self.store(final(), "ok")
         finally:

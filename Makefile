@@ -9,7 +9,7 @@ FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 pyt
 	>/dev/null 2>&1 && { echo $$p; exit 0; }; done; \
 	echo 'Python 3.10 to 3.13 with venv is needed: install it, or name it: make PYTHON=/path/python3' >&2; exit 1
 
-.PHONY: help demo test test-long bench check docs-site format lock clean
+.PHONY: help demo test test-long bench check docs docs-site format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ —/'
@@ -31,6 +31,9 @@ check: .venv/.dev  ## lint, check formats and types
 	$(BIN)/ruff format --check .
 	$(BIN)/sqlfmt --check -q $(SQL)
 	$(BIN)/mypy
+
+docs: .venv/.runtime  ## serve dbt docs: on DATABASE_URL_ANALYTICS, else on an embedded server
+	@$(BIN)/python docs/serve.py $(ARGS)
 
 docs-site: .venv/.dev  ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q && echo site/index.html

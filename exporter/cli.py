@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from exporter.definition import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
-_COMMANDS = ("load", "state", "db", "demo")  # in the order of the help
+_COMMANDS = ("load", "state", "db", "docs", "demo")  # in the order of the help
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     ANALYTICS: "the destination; without it, the dbt profile's target",
@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "DBT_PROFILES_DIR": "the folder of profiles.yml, as for dbt",
     "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
     "DBT_TARGET": "the profile's target, instead of its default",
+    "DBT_TARGET_PATH": "the folder that dbt writes to, as for dbt",
     "EXPORTER_PG_BIN": "the folder of the server programs that the demo and the tests run",
 }
 

@@ -48,10 +48,7 @@ where id in (select id from "StatEvent" order by md5(id) limit %s)
 def run(rows: int, keep: bool) -> None:
     """Run the demo with so many rows. Raises ExporterError when a command of it fails."""
     root = project.find(Path.cwd())
-    with running_server({"max_connections": "50"}) as server, _environment(server):
-        core, analytics = create_databases(server)
-        os.environ.update(DATABASE_URL_CORE=core, DATABASE_URL_ANALYTICS=analytics)
-        os.environ.pop("BATCH_SIZE", None)
+    with databases() as (core, analytics):
         _say(f'\nAn embedded PostgreSQL with two databases; core."StatEvent" gets {rows:,} rows.')
         fill(core, 1, rows)
         _round(root, core, analytics)
@@ -68,6 +65,16 @@ def run(rows: int, keep: bool) -> None:
             _say(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
+
+
+@contextlib.contextmanager
+def databases() -> Iterator[tuple[str, str]]:
+    """Run a server with two databases, the environment leading to them; yield their URLs."""
+    with running_server({"max_connections": "50"}) as server, dbt_environment():
+        core, analytics = create_databases(server)
+        os.environ.update(DATABASE_URL_CORE=core, DATABASE_URL_ANALYTICS=analytics)
+        os.environ.pop("BATCH_SIZE", None)
+        yield core, analytics
 
 
 def create_databases(server: Server) -> tuple[str, str]:
@@ -89,8 +96,8 @@ def fill(url: str, first: int, last: int) -> None:
 
 
 @contextlib.contextmanager
-def _environment(server: Server) -> Iterator[None]:
-    """Give dbt a profile and folders of its own, for as long as the server is up."""
+def dbt_environment() -> Iterator[None]:
+    """Give dbt a profile, on DATABASE_URL_ANALYTICS, and folders of its own for a while."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(project.find(Path.cwd()) / "profiles.yml.example", f"{folder}/profiles.yml")
@@ -150,8 +157,15 @@ def _show(analytics: str) -> None:
             f"select {names} from analytics.stat_event"  # noqa: S608  our own names
             " order by _exported_at desc, old_id limit 5".encode()
         ).fetchall()
-    for row in [names.split(", "), *rows]:
-        _say("  " + "".join(f"{'' if value is None else value!s:<18}" for value in row).rstrip())
+    lines = [names.split(", "), *([_text(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        _say(("  " + "  ".join(f"{text:<{width}}" for text, width in cells)).rstrip())
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _say(line: str) -> None:

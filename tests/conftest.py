@@ -135,11 +135,15 @@ def place(servers: tuple[str, str], tmp_path: Path) -> Iterator[Workplace]:
 @pytest.fixture
 def product(servers: tuple[str, str], tmp_path: Path) -> Iterator[Workplace]:
     """A copy of this repository's dbt project; core holds an empty StatEvent."""
+    yield from product_in(servers, tmp_path)
+
+
+def product_in(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
     for name in ("models", "macros", "seeds", "tests/dbt"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "dbt_project.yml", tmp_path)
-    shutil.copy(ROOT / "profiles.yml.example", tmp_path / "profiles.yml")
-    for place in _workplace(servers, tmp_path):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "dbt_project.yml", folder)
+    shutil.copy(ROOT / "profiles.yml.example", folder / "profiles.yml")
+    for place in _workplace(servers, folder):
         with psycopg.connect(place.core) as connection:
             connection.execute((ROOT / "exporter" / "demo.sql").read_bytes())
         yield place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -83,15 +82,6 @@ def test_model_takes_only_what_changed_and_a_second_run_writes_nothing(product: 
     product.load("StatEvent")
     product.dbt("run", "-s", "stat_event")
     assert product.query(product.analytics, before) == seen
-
-
-def test_docs_generate(product: Workplace) -> None:
-    fill(product.core, 1, 50)
-    product.load("StatEvent")
-    product.dbt("build")
-    product.dbt("docs", "generate")
-    catalog = json.loads((product.folder / "target" / "catalog.json").read_text())
-    assert "source.dbt_exporter.analytics_raw.stat_event" in catalog["sources"]
 
 
 def test_nothing_new_costs_little_and_imports_little(product: Workplace) -> None:

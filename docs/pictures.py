@@ -1,0 +1,59 @@
+"""Makes docs/images/ anew, from real output: `.venv/bin/python -m docs.pictures`.
+
+Needs Chromium with its chromedriver. The pictures that nothing has changed stay as they are, but
+for figures and times.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from docs.serve import ROOT, filled, run
+from tests.browser import browser, served
+
+IMAGES = ROOT / "docs" / "images"
+
+
+def main() -> None:
+    """Make every picture."""
+    IMAGES.mkdir(exist_ok=True)
+    terminal("demo", "make", "demo", shown="make demo")
+    with filled():
+        run("dbt", "docs", "generate", "--quiet")
+        run("exporter", "docs")
+        lineage(Path(os.environ["DBT_TARGET_PATH"]))
+
+
+def lineage(target: Path) -> None:
+    """Photograph the lineage of dbt docs, the tests left out."""
+    page = "#!/overview?g_v=1&g_i=%2Bexposure:*"
+    with browser() as chrome, served(target) as address:
+        chrome.set_window_size(1200, 520)
+        chrome.get(f"{address}/{page}")
+        time.sleep(3)  # it is drawn with an animation
+        chrome.find_element("id", "cy").screenshot(str(IMAGES / "lineage.png"))
+
+
+def terminal(name: str, *words: str, shown: str) -> None:
+    """Draw a command's output as a terminal of 80 columns."""
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(Text.from_ansi(f"$ {shown}\n{done.stdout.strip()}"))
+    drawing = console.export_svg(title=shown)
+    drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.S)  # fetched from elsewhere
+    (IMAGES / f"{name}.svg").write_text(drawing, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

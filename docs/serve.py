@@ -1,0 +1,48 @@
+"""`make docs`: dbt docs of this project, core's tables in the lineage.
+
+On the databases that the environment or `.env` names; where it names none, on an embedded server,
+filled as the demo fills it. Arguments go to `dbt docs serve`, such as ``--port 9000``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from exporter import connection, demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*words: str) -> None:
+    """Run one of our commands. Raises CalledProcessError."""
+    subprocess.run(words, cwd=ROOT, check=True)
+
+
+@contextlib.contextmanager
+def filled() -> Iterator[None]:
+    """Run the demo's databases, with rows in raw and in the models."""
+    with demo.databases() as (core, _):
+        demo.fill(core, 1, 1000)
+        run("exporter", "load")
+        run("dbt", "build", "--quiet")
+        yield
+
+
+def main() -> None:
+    """Generate, complete, serve until Ctrl-C."""
+    connection.load_environment(ROOT, None)
+    given = os.environ.get("DATABASE_URL_ANALYTICS")
+    with demo.dbt_environment() if given else filled():
+        run("dbt", "docs", "generate", "--quiet")
+        run("exporter", "docs")
+        with contextlib.suppress(KeyboardInterrupt):
+            run("dbt", "docs", "serve", *sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""``exporter docs``: the source tables in dbt docs."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from exporter.cli import CORE, Call, shared
+
+
+@click.command("docs")
+@shared
+def command(call: Call) -> None:
+    """Put the source tables into the lineage that dbt docs shows.
+
+    Completes what `dbt docs generate` wrote; `dbt docs serve` then shows it.
+    """
+    from exporter import lineage, project  # noqa: PLC0415  what --help does not need
+
+    definitions = call.definitions((), CORE)
+    root = call.root()
+    folder = os.environ.get("DBT_TARGET_PATH") or project.read(root / "dbt_project.yml").get(
+        "target-path", "target"
+    )
+    for edge in lineage.complete(root / folder, definitions):
+        click.echo(edge)

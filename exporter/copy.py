@@ -71,8 +71,17 @@ def copy_out(
     last = b""
     size = batch_rows = batch_size = 0
     most_rows, most_size = (limit.rows, limit.size) if limit else (sys.maxsize, sys.maxsize)
+    next_row = pgconn.get_copy_data
     while True:
-        length, data = pgconn.get_copy_data(1)
+        length, data = next_row(1)
+        if limit is None and 0 < length <= BLOCK:  # a first load's: nothing is asked of the row
+            rows.append(bytes(data))
+            size += length
+            if size >= BLOCK:
+                yield Block(b"".join(rows), len(rows), rows[-1])
+                batch_rows += len(rows)
+                rows, size = [], 0
+            continue
         if length > 0:
             large = length > BLOCK
             row = (b"" if binary else _shortened(data)) if large else bytes(data)
@@ -80,14 +89,14 @@ def copy_out(
                 limit and limit.tied and limit.tied(last, row)
             ):
                 if rows:
-                    yield Block(b"".join(rows), len(rows), last)
+                    yield Block(b"".join(rows), len(rows), rows[-1])
                 yield END_OF_BATCH
                 rows, size, batch_rows, batch_size = [], 0, 0, 0
             batch_rows += 1
             batch_size += length
             if large:
                 if rows:
-                    yield Block(b"".join(rows), len(rows), last)
+                    yield Block(b"".join(rows), len(rows), rows[-1])
                     rows, size = [], 0
                 # libpq's own copy is handed on, and forgotten before the next row is asked for.
                 block, data = Block(data, 1, row), memoryview(b"")
@@ -98,16 +107,16 @@ def copy_out(
                 size += length
             last = row
             if size >= BLOCK:
-                yield Block(b"".join(rows), len(rows), last)
+                yield Block(b"".join(rows), len(rows), rows[-1])
                 rows, size = [], 0
             continue
         if length == 0:
             _wait_readable(pgconn)
             continue
         if rows:
-            yield Block(b"".join(rows), len(rows), last)
+            yield Block(b"".join(rows), len(rows), rows[-1])
         _finish(pgconn)
-        if batch_rows:
+        if batch_rows or rows:
             yield END_OF_BATCH
         return
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import select
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -67,58 +66,84 @@ def copy_out(
         query, sql.SQL("binary" if binary else "text")
     )
     _start(pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_OUT)
-    rows: list[bytes] = []
-    last = b""
-    size = batch_rows = batch_size = 0
-    most_rows, most_size = (limit.rows, limit.size) if limit else (sys.maxsize, sys.maxsize)
+    if limit:
+        yield from _batches(pgconn, binary, limit)
+    else:
+        yield from _one_batch(pgconn, binary)
+    _finish(pgconn)
+
+
+def _one_batch(pgconn: abc.PGconn, binary: bool) -> Iterator[Block]:
+    """Yield all rows. Nothing is asked of a row: this is the way of a first load."""
     next_row = pgconn.get_copy_data
+    rows: list[bytes] = []
+    size = 0
+    any_row = False
     while True:
         length, data = next_row(1)
-        if limit is None and 0 < length <= BLOCK:  # a first load's: nothing is asked of the row
-            rows.append(bytes(data))
-            size += length
-            if size >= BLOCK:
-                yield Block(b"".join(rows), len(rows), rows[-1])
-                batch_rows += len(rows)
-                rows, size = [], 0
-            continue
-        if length > 0:
-            large = length > BLOCK
-            row = (b"" if binary else _shortened(data)) if large else bytes(data)
-            if (batch_rows >= most_rows or batch_size >= most_size) and not (
-                limit and limit.tied and limit.tied(last, row)
-            ):
-                if rows:
-                    yield Block(b"".join(rows), len(rows), rows[-1])
-                yield END_OF_BATCH
-                rows, size, batch_rows, batch_size = [], 0, 0, 0
-            batch_rows += 1
-            batch_size += length
-            if large:
-                if rows:
-                    yield Block(b"".join(rows), len(rows), rows[-1])
-                    rows, size = [], 0
-                # libpq's own copy is handed on, and forgotten before the next row is asked for.
-                block, data = Block(data, 1, row), memoryview(b"")
-                yield block
-                del block
-            else:
-                rows.append(row)
-                size += length
-            last = row
-            if size >= BLOCK:
-                yield Block(b"".join(rows), len(rows), rows[-1])
-                rows, size = [], 0
-            continue
         if length == 0:
             _wait_readable(pgconn)
             continue
+        if 0 < length <= BLOCK:
+            rows.append(bytes(data))
+            size += length
+            if size < BLOCK:
+                continue
         if rows:
-            yield Block(b"".join(rows), len(rows), rows[-1])
-        _finish(pgconn)
-        if batch_rows or rows:
+            yield _joined(rows)
+            rows, size, any_row = [], 0, True
+        if length > BLOCK:
+            # libpq's own copy is handed on, and forgotten before the next row is asked for.
+            block, data = _alone(data, binary), memoryview(b"")
+            yield block
+            del block
+            any_row = True
+        if length < 0:
+            if any_row:
+                yield END_OF_BATCH
+            return
+
+
+def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Iterator[Block]:
+    """Yield all rows, cut where the limit says."""
+    rows: list[bytes] = []
+    last = b""
+    size = batch_rows = batch_size = 0
+    while True:
+        length, data = pgconn.get_copy_data(1)
+        if length == 0:
+            _wait_readable(pgconn)
+            continue
+        large = length > BLOCK
+        row = (_alone(data, binary).last if large else bytes(data)) if length > 0 else b""
+        full = batch_rows >= limit.rows or batch_size >= limit.size
+        ends = length < 0 or (full and not (limit.tied and limit.tied(last, row)))
+        if rows and (ends or large or size >= BLOCK):
+            yield _joined(rows)
+            rows, size = [], 0
+        if ends and batch_rows:
             yield END_OF_BATCH
-        return
+            batch_rows = batch_size = 0
+        if length < 0:
+            return
+        batch_rows += 1
+        batch_size += length
+        last = row
+        if large:
+            block, data = Block(data, 1, row), memoryview(b"")
+            yield block
+            del block
+        else:
+            rows.append(row)
+            size += length
+
+
+def _joined(rows: list[bytes]) -> Block:
+    return Block(b"".join(rows), len(rows), rows[-1])
+
+
+def _alone(row: memoryview, binary: bool) -> Block:
+    return Block(row, 1, b"" if binary else _shortened(row))
 
 
 def _shortened(row: memoryview) -> bytes:

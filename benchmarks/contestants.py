@@ -52,6 +52,9 @@ class Place:
 Command = Callable[[Place], list[str]]
 
 
+FIRST, NOTHING_NEW = "first load", "nothing new"
+
+
 @dataclass(frozen=True)
 class Contestant:
     """``clear`` is SQL in the destination before a first load; ``table`` what it fills."""
@@ -59,9 +62,15 @@ class Contestant:
     name: str
     table: str
     clear: str
-    first: Command
+    first: Command | None
     again: Command | None
     largest: int  # rows
+
+    def command(self, phase: str) -> Command | None:
+        """What it runs in a phase: one that lands nothing takes part where nothing is new."""
+        if phase == FIRST:
+            return self.first
+        return self.again if self.table or phase == NOTHING_NEW else None
 
 
 def _psql(url: str, *statements: str) -> list[str]:
@@ -139,7 +148,12 @@ def _dlt(_: Place) -> list[str]:
     return [str(ROOT / ".bench" / "bin" / "python"), str(ROOT / "benchmarks" / "dlt_job.py")]
 
 
+def _imports(_: Place) -> list[str]:
+    return [sys.executable, "-c", "import psycopg, click, yaml"]
+
+
 PIPE, FDW, EXPORTER, DLT = "psql pipe", "postgres_fdw", "exporter", "dlt"
+IMPORTS = "python -c 'import psycopg, click, yaml'"
 CONTESTANTS = (
     Contestant(
         PIPE,
@@ -173,4 +187,5 @@ CONTESTANTS = (
         _dlt,
         10**6,  # beyond it, a round takes longer than all the others together
     ),
+    Contestant(IMPORTS, "", "select", None, _imports, 10**9),
 )

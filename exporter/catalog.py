@@ -186,6 +186,21 @@ def relation_columns(connection: Connection, schema: str, name: str) -> dict[str
     return {row[0]: row[1] for row in rows if row[0] is not None} if rows else None
 
 
+def indexes(connection: Connection, oid: int) -> list[tuple[str, ...]]:
+    """Return the columns of each index that a read in their order can use."""
+    rows = connection.execute(
+        "select array_agg(a.attname::text order by k.place) from pg_index i"
+        " join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam"
+        " cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1])"
+        " with ordinality k (attnum, place)"
+        " join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum"
+        " where i.indrelid = %s and i.indisvalid and i.indpred is null and i.indexprs is null"
+        " and m.amname = 'btree' group by i.indexrelid",
+        (oid,),
+    )
+    return [tuple(row[0]) for row in rows]
+
+
 def missing_column(
     definition: Definition, key: str, name: str, known: Sequence[str]
 ) -> SourceError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.definition import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
-_COMMANDS = ("load", "state", "db", "docs", "demo")  # in the order of the help
+_COMMANDS = ("load", "status", "state", "db", "docs", "demo")  # in the order of the help
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     ANALYTICS: "the destination; without it, the dbt profile's target",
@@ -27,6 +28,7 @@ ENVIRONMENT = {
     "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
     "DBT_TARGET": "the profile's target, instead of its default",
     "DBT_TARGET_PATH": "the folder that dbt writes to, as for dbt",
+    "NO_COLOR": "no colours where it is set, whatever it holds",
     "EXPORTER_PG_BIN": "the folder of the server programs that the demo and the tests run",
 }
 
@@ -103,6 +105,11 @@ class Call:
     def say(self, line: str) -> None:
         """Tell something on standard error."""
         self.console.say(line)
+
+
+def out(line: str) -> None:
+    """Print a line of the result; its colours only on a terminal, and where they are wanted."""
+    click.echo(line, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def shared(function: Callable[..., None]) -> Callable[..., None]:

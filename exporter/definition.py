@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -62,6 +63,20 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
 @dataclass(frozen=True)
+class Freshness:
+    """What dbt's ``freshness`` of a source says of the age of its newest row."""
+
+    warn_after: timedelta | None
+    error_after: timedelta | None
+
+    def status(self, age: timedelta) -> str:
+        """Return ``pass``, ``warn`` or ``error``, the words of `dbt source freshness`."""
+        if self.error_after is not None and age > self.error_after:
+            return "error"
+        return "warn" if self.warn_after is not None and age > self.warn_after else "pass"
+
+
+@dataclass(frozen=True)
 class Definition:
     """One table to land. ``where`` is ``file:line`` of its declaration."""
 
@@ -83,6 +98,7 @@ class Definition:
     batch_rows: int
     evolution: str  # evolve or freeze: what a change of the source's columns may do to raw
     deletes: str  # ignore, mark or remove: what becomes of rows that are gone at the source
+    freshness: Freshness | None = None
 
     def lands(self, name: str) -> bool:
         """Whether a column of the source gets into raw."""
@@ -109,8 +125,19 @@ class Definition:
         return self.lookback if isinstance(self.lookback, int) else 0
 
 
-def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Definition:
-    """Return the definition in ``config.meta.exporter``. Raises DefinitionError."""
+def parse(
+    meta: Any,
+    *,
+    where: str,
+    source: str,
+    table: str,
+    schema: str,
+    freshness: Sequence[Any] = (),
+) -> Definition:
+    """Return the definition in ``config.meta.exporter``. Raises DefinitionError.
+
+    ``freshness`` are dbt's own of that name, the table's after its source's.
+    """
     reader = _Reader(where)
     root = reader.mapping(meta, "")
     origin = reader.mapping(root.get("source"), "source")
@@ -155,7 +182,28 @@ def parse(meta: Any, *, where: str, source: str, table: str, schema: str) -> Def
         batch_rows=reader.positive(root["batch_rows"], "batch_rows"),
         evolution=reader.choice(root["schema"], "schema", ("evolve", "freeze")),
         deletes=deletes,
+        freshness=_freshness(freshness, where),
     )
+
+
+def _freshness(levels: Sequence[Any], where: str) -> Freshness | None:
+    """Merge as dbt does: the later level wins; an explicit null takes away what was before."""
+    found: dict[str, dict[str, Any]] = {}
+    for level in levels:
+        found = found if level is not None else {}
+        for name in ("warn_after", "error_after"):
+            if level is not None and name in level:
+                found[name] = {**found.get(name, {}), **level[name]} if level[name] else {}
+    times = {}
+    for name, value in found.items():
+        count, unit = value.get("count"), str(value.get("period"))
+        if value and (not isinstance(count, int) or unit not in _UNITS):
+            raise DefinitionError(
+                f"{where}: freshness.{name} must be such as {{count: 1, period: day}}"
+            )
+        times[name] = timedelta(seconds=int(count or 0) * _UNITS[unit]) if value else None
+    warn, error = times.get("warn_after"), times.get("error_after")
+    return Freshness(warn, error) if warn is not None or error is not None else None
 
 
 class _Reader:

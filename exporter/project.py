@@ -85,6 +85,10 @@ def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterat
                 source=source["name"],
                 table=render(table.get("identifier") or table["name"], variables, where),
                 schema=render(source.get("schema") or "analytics_raw", variables, where),
+                freshness=[
+                    render(level.get("freshness", {}), variables, where)
+                    for level in (source, source.get("config") or {}, table, config)
+                ],
             )
 
 

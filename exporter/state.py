@@ -128,27 +128,33 @@ def tables_exist(destination: Connection) -> bool:
 
 def lock(destination: Connection, definition: Definition) -> None:
     """Take the definition's lock for this session. Raises LockedError where another holds it."""
-    number = _number(f"{definition.schema}.{definition.table}")
-    row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
+    row = destination.execute(
+        "select pg_try_advisory_lock(%s)", (_lock_number(definition),)
+    ).fetchone()
     if row and row[0]:
         return
-    holder = destination.execute(
-        "select l.pid, a.application_name, host(a.client_addr), a.backend_start::timestamptz(0)"
-        " from pg_locks l left join pg_stat_activity a on a.pid = l.pid"
-        " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
-        " and l.database = (select oid from pg_database where datname = current_database())"
-        " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
-        (number,),
-    ).fetchone()
-    who = "another session"
-    if holder:
-        pid, name, host, since = holder
-        who = f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
+    who = holder(destination, definition) or "a session that has ended"
     raise LockedError(
         f"{definition.key}: another run holds the lock of"
         f" {definition.schema}.{definition.table}: {who}",
         hint="let it end, or stop it with select pg_terminate_backend(<session>)",
     )
+
+
+def holder(destination: Connection, definition: Definition) -> str | None:
+    """Return who holds the definition's lock, None where nobody does."""
+    row = destination.execute(
+        "select l.pid, a.application_name, host(a.client_addr), a.backend_start::timestamptz(0)"
+        " from pg_locks l left join pg_stat_activity a on a.pid = l.pid"
+        " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
+        " and l.database = (select oid from pg_database where datname = current_database())"
+        " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
+        (_lock_number(definition),),
+    ).fetchone()
+    if row is None:
+        return None
+    pid, name, host, since = row
+    return f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
 
 
 def read(destination: Connection, key: str) -> State:
@@ -227,6 +233,10 @@ def advanced(
 
 def _table(name: str) -> sql.Identifier:
     return sql.Identifier(SCHEMA, name)
+
+
+def _lock_number(definition: Definition) -> int:
+    return _number(f"{definition.schema}.{definition.table}")
 
 
 def _number(name: str) -> int:

@@ -68,7 +68,10 @@ def test_everything_is_described(documented: Workplace) -> None:
         if made:
             assert sorted(made["columns"]) == sorted(columns), name
         if one["resource_type"] == "macro":
-            signature = re.search(rf"macro {one['name']}\(([^)]*)\)", one["macro_sql"])
+            signature = re.search(
+                rf"(?:macro|test) {one['name'].removeprefix('test_')}\(([^)]*)\)",
+                one["macro_sql"],
+            )
             assert sorted(re.findall(r"(\w+)(?:=[^,]+)?", signature[1] if signature else "")) == (
                 sorted(arguments)
             ), name

@@ -77,7 +77,7 @@ class Table:
     rows: float  # the planner's estimate; below 0 where it has none
     file: str  # changes when the table is rewritten
     has_xmin: bool  # the rows of foreign tables and of views carry none
-    in_blocks: bool  # one heap, to be read by ranges of blocks
+    in_blocks: bool  # one heap, and a server (from 14 on) that reads a range of it without the rest
     unique_keys: tuple[frozenset[str], ...]
 
     def column(self, name: str) -> Column:
@@ -89,7 +89,8 @@ _RELATION = """
 select c.oid, c.relkind::text, c.reltuples,
     coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
     pg_relation_filenode(c.oid)::text,
-    c.relkind in ('r', 'm') and not c.relhassubclass,
+    c.relkind in ('r', 'm') and not c.relhassubclass
+        and current_setting('server_version_num')::int >= 140000,
     c.relkind in ('r', 'm') or (c.relkind = 'p' and not exists (
         select from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid
         where l.relkind = 'f')),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from exporter import raw_table, state, window
+from exporter import fence, ranges, raw_table, state, window
 from exporter.catalog import Table, find_table
 from exporter.connection import Connection, connect
 from exporter.console import Console, Progress, Say
@@ -21,9 +22,7 @@ from exporter.errors import DatabaseError, ExporterError, SourceError
 from exporter.report import Result, record
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
-from exporter.transfer import Transfer
-
-BLOCKS = 2048  # a first load's batch: 16 MB of the source's pages
+from exporter.transfer import Transfer, select
 
 
 def load(
@@ -107,6 +106,9 @@ class _Load:
         state.create_tables(destination)
         state.lock(destination, definition)
         self.stored = state.read(destination, definition.key)
+        if self.stored.run is not None:  # a first load that did not end
+            fence.close(destination, definition)
+            self.stored = state.read(destination, definition.key)
         self.result.cursor = self.stored.cursor
         self.horizon = window.observe(self.source, definition, self.stored)
         if self.horizon.blind:
@@ -228,64 +230,70 @@ class _Load:
         current, view = self.stored, self.view
         self._tell_path("backfill", "text, through staging")
         where = window.within(self.source, view, span)
-        query = self.transfer.select(where) + sql.SQL(" order by {}").format(
+        query = select(self.transfer.raw, where) + sql.SQL(" order by {}").format(
             window.order(view, self.definition.nulls)
         )
-        self.transfer.land([query], lambda _: current)
+        self.transfer.land(query, lambda _: current)
         stamp = self.transfer.stamp_of(self.result.totals.batches)
         self.transfer.store(replace(current, exported_at=stamp), "ok")
 
     def _first(self, table: Table) -> State:
-        """Copy ranges of blocks. A resumed one stages them, and looks at the earlier ones again."""
+        """Copy ranges of blocks. A resumed one goes on, and looks at what has changed since."""
         stored, transfer, raw = self.stored, self.transfer, self.transfer.raw
-        resumed = bool(stored.next_block)
-        same = resumed and stored.file == table.file and self.snapshot.xid_usable
-        start = (stored.next_block or 0) if same else 0
-        direct = not resumed and raw.exact and raw.stamped and all(c.binary for c in raw.columns)
+        empty = raw_table.is_empty(self.destination, raw)
+        same = not empty and stored.file == table.file and self.snapshot.xid_usable
+        exact = raw.exact and raw.stamped and all(column.binary for column in raw.columns)
+        direct = exact and (empty or same)
         if not direct:  # staged rows are upserted on the key
             raw_table.ensure_key(self.destination, raw)
         how = "binary, straight into raw" if direct else "text, through staging"
-        self._tell_path("first load", f"from block {start:,} of {table.blocks:,}, {how}")
-        transfer.expected = table.rows if table.rows > 0 and not start else None
-        step = BLOCKS
-        if table.rows > 0 and table.blocks:
-            per_block = table.rows / table.blocks
-            step = max(1, min(BLOCKS, int(self.definition.batch_rows / per_block)))
-        ranges = [
-            sql.SQL("ctid >= '({},0)'::tid and ctid < '({},0)'::tid").format(
-                sql.Literal(first), sql.Literal(first + step)
-            )
-            for first in range(start, table.blocks, step)
-        ]
-        queries = [
-            transfer.select(part, stamp=transfer.stamp_of(number) if direct else None)
-            for number, part in enumerate(ranges)
-        ]
-        current = replace(
-            State(),
+        begin = (stored.next_block or 0) if same else 0
+        self._tell_path("first load", f"from block {begin:,} of {table.blocks:,}, {how}")
+        current = State(
             snapshot_xmin=stored.snapshot_xmin if same else self.snapshot.xmin,
             source=self.horizon.identity,
             horizon=self.horizon.oldest_open,
-            file=table.file,
-            next_block=start,
+            # Started over, a load that is killed again has rows of any block: it cannot go on.
+            file=table.file if empty or same else None,
+            next_block=begin,
+            run=os.urandom(8).hex(),
+            exported_at=stored.exported_at,
         )
-
-        def progress(_: bytes) -> State:
-            nonlocal current
-            done = (current.next_block or 0) + step
-            current = replace(current, next_block=done)
-            if table.rows <= 0:  # never analyzed: the rest is taken to be like what has been read
-                rows = self.result.totals.rows_read
-                transfer.expected = rows * (table.blocks - start) / (done - start)
-            return current
-
-        transfer.land(queries, progress, direct=direct)
-        transfer.expected = None
+        with self.destination.transaction():  # has no row yet: need not be on disk
+            self.destination.execute("set local synchronous_commit = off")
+            transfer.store(current, "running")
+        first = ranges.FirstLoad(
+            definition=self.definition,
+            raw=raw,
+            direct=direct,
+            begin=begin,
+            end=table.blocks,
+            step=ranges.blocks_of_a_range(self.definition, table),
+            stamp=transfer.stamp_of(self.result.totals.batches),
+            run=current.run or "",
+            run_id=self.result.run_id or 0,
+            # A row of these blocks that is as it was in the first snapshot is not in raw; an older
+            # version of one that has changed since may be.
+            changed_since=self.view.xmin_since if same else None,
+            snapshot=None,
+        )
+        self._land_ranges(first, table)
         raw_table.ensure_key(self.destination, raw)
+        current = replace(current, next_block=first.last)
         if same and self.view.xmin_since:
-            changed = transfer.select(window.changed_since(self.view.xmin_since))
-            transfer.land([changed], lambda _: current)
-        return replace(current, file=None, next_block=None, cursor=self._top())
+            changed = select(raw, window.changed_since(self.view.xmin_since))
+            transfer.land(changed, lambda _: current)
+        return replace(current, file=None, next_block=None, run=None, cursor=self._top())
+
+    def _land_ranges(self, first: ranges.FirstLoad, table: Table) -> None:
+        parts = list(first.ranges())
+        if parts:
+            self.transfer.tell(first.query(parts[0]), more=len(parts) - 1)
+        tally = ranges.Tally(first, table.rows, self.result.totals, self.progress)
+        for one in ranges.land(
+            first, self.source, self.destination, iter(parts), tally.passed, lambda: None
+        ):
+            tally.landed(one)
 
     def _top(self) -> Position | None:
         """Return the furthest position that the snapshot shows."""
@@ -319,7 +327,7 @@ class _Load:
         nulls = self.definition.nulls
         where = window.condition(view, current.cursor, current.watermark, nulls)
         past = window.after(view, current.cursor) if current.cursor else sql.SQL("true")
-        query = self.transfer.select(where, past=past) + sql.SQL(" order by {}").format(
+        query = select(raw, where, past=past) + sql.SQL(" order by {}").format(
             window.order(view, nulls)
         )
 
@@ -342,7 +350,7 @@ class _Load:
             )
             return current
 
-        self.transfer.land([query], progress, onward=self.stored.cursor is not None)
+        self.transfer.land(query, progress, onward=self.stored.cursor is not None)
         return current
 
     def _finished(self, current: State) -> State:

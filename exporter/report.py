@@ -26,6 +26,13 @@ class Totals:
     batches: int = 0
     bytes: int = 0
 
+    def add(self, rows: int, written: int, size: int) -> None:
+        """Count a batch."""
+        self.rows_read += rows
+        self.rows_written += written
+        self.bytes += size
+        self.batches += 1
+
     @property
     def rows_unchanged(self) -> int:
         """Rows that were read and were in raw already as they are."""

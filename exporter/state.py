@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -28,6 +29,7 @@ create table if not exists {SCHEMA}._exporter_state (
     source text,
     file text,
     next_block bigint,
+    run text,
     exported_at timestamptz,
     columns jsonb,
     updated_at timestamptz not null default now()
@@ -49,6 +51,7 @@ create table if not exists {SCHEMA}._exporter_runs (
     cursor_id text,
     error text
 );
+alter table {SCHEMA}._exporter_state add column if not exists run text;
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
 comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a definition';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
@@ -72,7 +75,7 @@ class State:
 
     ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
     ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
-    ``file`` and ``next_block``: how far an unfinished first load is.
+    ``file`` and ``next_block``: how far an unfinished first load is; ``run`` who may go on with it.
     """
 
     cursor: Position | None = None
@@ -84,6 +87,7 @@ class State:
     source: str | None = None
     file: str | None = None
     next_block: int | None = None
+    run: str | None = None
     exported_at: str | None = None
 
 
@@ -128,9 +132,8 @@ def tables_exist(destination: Connection) -> bool:
 
 def lock(destination: Connection, definition: Definition) -> None:
     """Take the definition's lock for this session. Raises LockedError where another holds it."""
-    row = destination.execute(
-        "select pg_try_advisory_lock(%s)", (_lock_number(definition),)
-    ).fetchone()
+    number = lock_number(definition)
+    row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
     if row and row[0]:
         return
     who = holder(destination, definition) or "a session that has ended"
@@ -149,7 +152,7 @@ def holder(destination: Connection, definition: Definition) -> str | None:
         " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
         " and l.database = (select oid from pg_database where datname = current_database())"
         " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
-        (_lock_number(definition),),
+        (lock_number(definition),),
     ).fetchone()
     if row is None:
         return None
@@ -231,12 +234,21 @@ def advanced(
     return replace(state, watermark=end if row and row[0] else Position(safe))
 
 
+def later(stamp: str, batches: int) -> str:
+    """Return the stamp of a later batch: each is a microsecond after the one before it."""
+    seconds, _, fraction = stamp.partition("+")[0].partition(".")
+    micros = int((fraction or "0").ljust(6, "0")) + batches
+    moment = datetime.fromisoformat(seconds) + timedelta(microseconds=micros)
+    return f"{moment.isoformat(' ', 'microseconds')}+00"
+
+
+def lock_number(definition: Definition) -> int:
+    """Return the number of the definition's advisory lock."""
+    return _number(f"{definition.schema}.{definition.table}")
+
+
 def _table(name: str) -> sql.Identifier:
     return sql.Identifier(SCHEMA, name)
-
-
-def _lock_number(definition: Definition) -> int:
-    return _number(f"{definition.schema}.{definition.table}")
 
 
 def _number(name: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
 
 from psycopg import sql
 
@@ -18,6 +17,8 @@ from exporter.report import Result, record
 from exporter.state import State
 
 BATCH_SIZE = 8 * 1024 * 1024  # bytes of a batch, whatever batch_rows says
+
+Passed = Callable[[Block], None]
 
 
 class Transfer:
@@ -47,93 +48,42 @@ class Transfer:
         self.expected: float | None = None  # rows, estimated; not above 0 where it cannot be
         self.order = [column for column in (view.cursor, view.id) if column]
 
-    def select(
-        self,
-        where: sql.Composable,
-        *,
-        stamp: str | None = None,
-        past: sql.Composable | None = None,
-    ) -> sql.Composable:
-        """Return the query for rows: with ``stamp``, raw's own columns; else the stream's.
-
-        ``past`` tells which rows are beyond the stored position.
-        """
-        raw = self.raw
-        if stamp is not None:
-            columns = [column.selected for column in raw.columns]
-            columns.append(sql.SQL("{}::timestamptz").format(sql.Literal(stamp)))
-        else:
-            columns = [column.selected for column in raw.stream[:-1]]
-            columns.append(past or sql.SQL("true"))
-        if self.definition.nulls == "skip":
-            where = sql.SQL("{} and {} is not null").format(
-                where, sql.Identifier(self.view.cursor.name)
-            )
-        return sql.SQL("select {} from {} where {}").format(
-            sql.SQL(", ").join(columns), self.definition.source, where
-        )
-
     def land(
-        self,
-        queries: list[sql.Composable],
-        progress: Callable[[bytes], State],
-        *,
-        direct: bool = False,
-        onward: bool = False,
+        self, query: sql.Composable, progress: Callable[[bytes], State], *, onward: bool = False
     ) -> None:
-        """Land the queries' rows. ``progress`` gives the state to store after a batch's last row.
+        """Land a query's rows. ``progress`` gives the state to store after a batch's last row.
 
-        One query is cut into batches; of several, each is a batch. ``direct`` copies into the raw
-        table itself, for rows that are new and selected with their stamp. ``onward``: the rows say
-        which of them are beyond the stored position.
+        ``onward``: the rows say which of them are beyond the stored position.
         """
-        self._tell(queries)
-        limit = None if direct or len(queries) > 1 else self._limit()
-
-        def produce() -> Iterator[Block]:
-            for query in queries:
-                ended = False
-                for block in copy_out(self.source, query, binary=direct, limit=limit):
-                    ended = block is END_OF_BATCH
-                    yield block
-                    del block
-                if not ended and len(queries) > 1:
-                    yield END_OF_BATCH  # an empty range is progress, too
-
+        self.tell(query)
+        limit = self._limit()
         totals = self.result.totals
-        ahead = ReadAhead(produce)
+        ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False, limit=limit))
         staging = landing.Staging(self.destination, self.raw)
         try:
             stream = iter(ahead)
             while ahead.more():
                 stamp = self.stamp_of(totals.batches)
                 number = totals.batches + 1
-                batch = self._batch(stream)
+                batch = next_batch(stream, self._passed())
                 with self.destination.transaction():
-                    if direct:
-                        rows, size = landing.copy_direct(self.destination, self.raw, batch)
-                        written, last = rows, b""
-                    else:
-                        rows, size, last = staging.fill(batch, number)
-                        written = staging.apply(stamp, number, self.order, onward=onward)
-                    totals.rows_read += rows
-                    totals.rows_written += written
-                    totals.bytes += size
-                    totals.batches += 1
+                    rows, size, last = staging.fill(batch, number)
+                    written = staging.apply(stamp, number, self.order, onward=onward)
+                    totals.add(rows, written, size)
                     self.store(replace(progress(last), exported_at=stamp), "running")
         finally:
             ahead.stop(self.source)
 
     def replace_all(self, where: sql.Composable, final: Callable[[], State]) -> None:
         """Make raw equal to these rows in one transaction: readers see before or after."""
-        query = self.select(where)
-        self._tell([query])
+        query = select(self.raw, where)
+        self.tell(query)
         totals = self.result.totals
         ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False))
         try:
             stream = iter(ahead)
             with self.destination.transaction():
-                batch = self._batch(stream)
+                batch = next_batch(stream, self._passed())
                 rows, size, _ = landing.Staging(self.destination, self.raw).fill(batch, 1)
                 written, deleted = landing.replace_all(
                     self.destination, self.raw, self.stamp_of(0), self.order
@@ -153,11 +103,8 @@ class Transfer:
             record(self.destination, self.result, status)
 
     def stamp_of(self, batch: int) -> str:
-        """Return a batch's ``_exported_at``: a microsecond after the batch before it."""
-        seconds, _, fraction = self._stamp.partition("+")[0].partition(".")
-        micros = int((fraction or "0").ljust(6, "0")) + batch
-        moment = datetime.fromisoformat(seconds) + timedelta(microseconds=micros)
-        return f"{moment.isoformat(' ', 'microseconds')}+00"
+        """Return a batch's ``_exported_at``."""
+        return state.later(self._stamp, batch)
 
     def _limit(self) -> Limit:
         rows = self.definition.batch_rows
@@ -167,22 +114,57 @@ class Transfer:
         # Without a tie-breaker a position inside a tie would lose the rest of it.
         return Limit(rows, BATCH_SIZE, lambda a, b: field(a, place) == field(b, place))
 
-    def _batch(self, stream: Iterator[Block]) -> Iterator[Block]:
-        """Yield the blocks up to the end of a batch, keeping none."""
+    def _passed(self) -> Passed:
+        """Return what tells the progress of the batch that is about to begin."""
         rows, size = self.result.totals.rows_read, self.result.totals.bytes
-        while True:
-            self._progress(rows, size, self.expected)
-            block = next(stream, END_OF_BATCH)
-            if block is END_OF_BATCH:
-                return
+
+        def passed(block: Block) -> None:
+            nonlocal rows, size
             rows += block.rows
             size += len(block.data)
-            yield block
-            del block
+            self._progress(rows, size, self.expected)
 
-    def _tell(self, queries: list[sql.Composable]) -> None:
-        if not queries:
+        passed(END_OF_BATCH)
+        return passed
+
+    def tell(self, query: sql.Composable, more: int = 0) -> None:
+        """Show what the source is asked for."""
+        text = query.as_string(self.source)
+        ranges = f" -- and {more:,} more such ranges" if more else ""
+        self._say(f"source: {text}{ranges}", "debug", "sql", sql=text)
+
+
+def select(
+    raw: Raw,
+    where: sql.Composable,
+    *,
+    stamp: str | None = None,
+    past: sql.Composable | None = None,
+) -> sql.Composable:
+    """Return the query for rows: with ``stamp``, raw's own columns; else the stream's.
+
+    ``past`` tells which rows are beyond the stored position.
+    """
+    definition = raw.definition
+    if stamp is not None:
+        columns = [column.selected for column in raw.columns]
+        columns.append(sql.SQL("{}::timestamptz").format(sql.Literal(stamp)))
+    else:
+        columns = [column.selected for column in raw.stream[:-1]]
+        columns.append(past or sql.SQL("true"))
+    if definition.nulls == "skip":
+        where = sql.SQL("{} and {} is not null").format(where, sql.Identifier(definition.cursor))
+    return sql.SQL("select {} from {} where {}").format(
+        sql.SQL(", ").join(columns), definition.source, where
+    )
+
+
+def next_batch(stream: Iterator[Block], passed: Passed) -> Iterator[Block]:
+    """Yield the blocks up to the end of a batch, keeping none; tell ``passed`` of each."""
+    while True:
+        block = next(stream, END_OF_BATCH)
+        if block is END_OF_BATCH:
             return
-        more = f" -- and {len(queries) - 1:,} more such ranges" if len(queries) > 1 else ""
-        text = queries[0].as_string(self.source)
-        self._say(f"source: {text}{more}", "debug", "sql", sql=text)
+        passed(block)
+        yield block
+        del block

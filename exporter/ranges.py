@@ -1,0 +1,198 @@
+"""The first load of a table by ranges of its blocks, one after the other or side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from exporter import fence, landing, state, window
+from exporter.catalog import Table
+from exporter.connection import Connection
+from exporter.console import Progress
+from exporter.copy import END_OF_BATCH, Block, ReadAhead, copy_out
+from exporter.definition import Definition
+from exporter.raw_table import Raw
+from exporter.report import Totals
+from exporter.transfer import Passed, next_batch, select
+
+BLOCKS = 2048  # of a range: 16 MB of the source's pages
+
+
+@dataclass(frozen=True)
+class Range:
+    """Blocks of the source's table, the end excluded. What is landed in one transaction."""
+
+    number: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What a range came to; nothing where an earlier attempt had landed it already."""
+
+    part: Range
+    rows: int = 0
+    written: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class FirstLoad:
+    """All that who lands its ranges has to know, here or on another machine. Holds no secret."""
+
+    definition: Definition
+    raw: Raw
+    direct: bool  # copied into raw itself, which cannot have the rows yet; else upserted
+    begin: int  # blocks
+    end: int
+    step: int
+    stamp: str  # of the first range
+    run: str
+    run_id: int
+    changed_since: str | None  # rows from this transaction id on are left for later
+    snapshot: str | None  # exported by the session that holds it open
+
+    def ranges(self) -> Iterator[Range]:
+        """Yield what is to be landed, in the order of landing."""
+        for number, first in enumerate(range(self.begin, self.end, self.step)):
+            yield Range(number, first, first + self.step)
+
+    @property
+    def last(self) -> int:
+        """The block to go on from when all of it has landed."""
+        return self.begin + len(range(self.begin, self.end, self.step)) * self.step
+
+    def stamp_of(self, part: Range) -> str:
+        """Return the ``_exported_at`` of a range's rows: later than that of the range before it."""
+        return state.later(self.stamp, part.number)
+
+    def query(self, part: Range) -> sql.Composable:
+        """Return the query for a range's rows."""
+        where: sql.Composable = sql.SQL("ctid >= '({},0)'::tid and ctid < '({},0)'::tid").format(
+            sql.Literal(part.first), sql.Literal(part.end)
+        )
+        if self.changed_since is not None:
+            where += sql.SQL(" and not {}").format(window.changed_since(self.changed_since))
+        return select(self.raw, where, stamp=self.stamp_of(part) if self.direct else None)
+
+
+def blocks_of_a_range(definition: Definition, table: Table) -> int:
+    """Return how many blocks hold a batch's rows, by the source's statistics."""
+    if table.rows <= 0 or not table.blocks:
+        return BLOCKS
+    return max(1, min(BLOCKS, int(definition.batch_rows * table.blocks / table.rows)))
+
+
+def land(
+    first: FirstLoad,
+    source: Connection,
+    destination: Connection,
+    parts: Iterator[Range],
+    passed: Passed,
+    wait: Callable[[], None],
+) -> Iterator[Landed]:
+    """Land ranges, each in a transaction with its record. Raises psycopg.Error, ExporterError.
+
+    The source's transaction must show the first load's snapshot. ``passed`` is told of each block,
+    ``wait`` called again and again while it is another range's turn; it may raise to give up.
+    """
+    taken: deque[Range] = deque()
+
+    def produce() -> Iterator[Block]:
+        for part in parts:
+            taken.append(part)
+            ended = False
+            for block in copy_out(source, first.query(part), binary=first.direct):
+                ended = block is END_OF_BATCH
+                yield block
+                del block
+            if not ended:
+                yield END_OF_BATCH  # an empty range is progress, too
+
+    staging = landing.Staging(destination, first.raw)
+    ahead = ReadAhead(produce)
+    try:
+        stream = iter(ahead)
+        while ahead.more():
+            blocks = next_batch(stream, passed)
+            yield _land(first, taken.popleft(), destination, staging, blocks, wait)
+    finally:
+        ahead.stop(source)
+
+
+def _land(
+    first: FirstLoad,
+    part: Range,
+    destination: Connection,
+    staging: landing.Staging,
+    blocks: Iterator[Block],
+    wait: Callable[[], None],
+) -> Landed:
+    stamp = first.stamp_of(part)
+    with destination.transaction():
+        fence.hold(destination, first.definition, part.number)
+        if first.direct:
+            rows, size = landing.copy_direct(destination, first.raw, blocks)
+            written = rows
+        else:
+            rows, size, _ = staging.fill(blocks, part.number + 1)
+            written = staging.apply(stamp, part.number + 1, [], onward=False)
+        if not fence.advance(
+            destination,
+            first.definition,
+            first.run,
+            (part.first, part.end),
+            stamp,
+            (first.run_id, rows, written, size),
+            wait,
+        ):
+            raise psycopg.Rollback
+        return Landed(part, rows, written, size)
+    return Landed(part)
+
+
+class Tally:
+    """Counts what all who land ranges of a first load have done. Safe to call from threads."""
+
+    def __init__(self, first: FirstLoad, rows: float, totals: Totals, progress: Progress) -> None:
+        self._first = first
+        self._totals = totals
+        self._progress = progress
+        self._known = rows > 0 and first.begin == 0
+        self._expected: float | None = rows if self._known else None
+        self._rows, self._size = totals.rows_read, totals.bytes
+        self._before = totals.rows_read
+        self._lock = threading.Lock()
+
+    def passed(self, block: Block) -> None:
+        """Count a block that is on its way."""
+        with self._lock:
+            self._rows += block.rows
+            self._size += len(block.data)
+            self._progress(self._rows, self._size, self._expected)
+
+    def landed(self, one: Landed) -> None:
+        """Count a range that is committed."""
+        first, totals = self._first, self._totals
+        with self._lock:
+            totals.add(one.rows, one.written, one.size)
+            if not self._known and first.begin == 0:
+                # Never analyzed: the rest is taken to be like what has been read.
+                read = totals.rows_read - self._before
+                self._expected = read * (first.end - first.begin) / (one.part.end - first.begin)
+
+
+@contextlib.contextmanager
+def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
+    """See in a second session what the session sees that exported the snapshot."""
+    source.execute("begin isolation level repeatable read read only")
+    source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
+    yield
+    source.execute("commit")

@@ -8,46 +8,23 @@ from dataclasses import dataclass, replace
 import psycopg
 from psycopg import sql
 
+from exporter import raw_types
 from exporter.connection import Connection
 from exporter.definition import Definition
 from exporter.errors import SourceError, nearest
 
-# Their values point into one server's catalog, or have no input form.
-_TEXT_ONLY = frozenset(
-    [
-        "regclass",
-        "regcollation",
-        "regconfig",
-        "regdictionary",
-        "regnamespace",
-        "regoper",
-        "regoperator",
-        "regproc",
-        "regprocedure",
-        "regrole",
-        "regtype",
-        "aclitem",
-        "pg_node_tree",
-        "pg_ndistinct",
-        "pg_dependencies",
-        "pg_mcv_list",
-        "pg_brin_bloom_summary",
-        "pg_brin_minmax_multi_summary",
-        "gtsvector",
-        "refcursor",
-    ]
-)
-# Their binary input refuses a value that the type has: the empty one.
-_TEXT_FORM = frozenset(["tsquery", "oidvector", "int2vector"])
-_FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
-
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the source. ``raw_type`` is what the raw table gives it."""
+    """A column of the source.
+
+    ``base`` is what its type is made of, such as a domain's base, in the source's words;
+    ``raw_type`` what the raw table gives it, in the destination's.
+    """
 
     name: str
     type: str
+    base: str
     raw_type: str
     not_null: bool
     binary: bool  # its binary form means the same on every server
@@ -56,13 +33,12 @@ class Column:
 
     @property
     def selected(self) -> sql.Composable:
-        """The expression that reads the column as ``raw_type``."""
+        """The expression that reads the column for raw."""
         name: sql.Composable = sql.Identifier(self.name)
         if self.expression is not None:
             name = sql.SQL("({})").format(sql.SQL(self.expression))
-        if self.type == self.raw_type:
-            return name
-        return sql.SQL("{}::{}").format(name, sql.SQL(self.raw_type))
+        wanted = self.raw_type if self.raw_type in raw_types.TEXTS else self.base
+        return name if self.type == wanted else sql.SQL("{}::{}").format(name, sql.SQL(wanted))
 
 
 @dataclass(frozen=True)
@@ -132,7 +108,9 @@ part (attnum, typid, typmod, is_array, depth) as (
 last as (select distinct on (attnum) * from part order by attnum, depth desc)
 select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
     format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
-    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A'
+    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod, (
+        select e.extname from pg_depend d join pg_extension e on e.oid = d.refobjid
+        where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e')
 from col c join last l on l.attnum = c.attnum join pg_type t on t.oid = l.typid
 order by c.attnum
 """
@@ -250,42 +228,15 @@ def _columns(
     source: Connection, destination: Connection | None, asked: dict[str, object]
 ) -> tuple[Column, ...]:
     rows = source.execute(_COLUMNS, asked).fetchall()
-    foreign = {
-        row[4]
-        for row in rows
-        if not _is_builtin(row) and row[8] in ("b", "r", "m") and row[7] not in _TEXT_ONLY
-    }
-    shared = _known_types(destination, foreign)
+    kinds = [raw_types.Kind(*row[4:]) for row in rows]
+    ours = source.info.server_version
+    theirs = destination.info.server_version if destination else ours
+    known = raw_types.known(destination, kinds, ours)
     columns = []
-    for row in rows:
-        name, kind, not_null, typmod, plain, is_array, *_ = row
-        builtin = _is_builtin(row)
-        raw = plain if builtin or plain in shared else ("text[]" if is_array else "text")
-        binary = raw.startswith("text") or (builtin and row[7] not in _TEXT_FORM)
-        columns.append(Column(name, kind, raw, not_null, binary, typmod))
+    for (name, declared, not_null, typmod, *_), kind in zip(rows, kinds, strict=True):
+        raw, binary = raw_types.decide(kind, known.get(kind), ours, theirs)
+        columns.append(Column(name, declared, kind.base, raw, not_null, binary, typmod))
     return tuple(columns)
-
-
-def _is_builtin(row: Sequence[object]) -> bool:
-    *_, oid, name, kind, nested_array = row
-    return (
-        int(str(oid)) < _FIRST_UNSTABLE_OID
-        and kind in ("b", "r", "m")
-        and name not in _TEXT_ONLY
-        and not (nested_array and row[5])
-    )
-
-
-def _known_types(destination: Connection | None, names: set[str]) -> set[str]:
-    if destination is None or not names:
-        return set()
-    # to_regtype() cannot read a typmod such as vector(3) on every version: ask for the bare name.
-    found = destination.execute(
-        "select n from unnest(%s::text[]) n where to_regtype(regexp_replace(n, '\\([^)]*\\)', ''))"
-        " is not null",
-        (sorted(names),),
-    )
-    return {row[0] for row in found}
 
 
 def _names(text: str) -> list[str]:

@@ -16,7 +16,8 @@ Connection = psycopg.Connection[Any]
 # The text form of every value must mean the same on both sides, whatever the servers default to.
 _SETTINGS = (
     "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex "
-    "-c extra_float_digits=3 -c lc_monetary=C -c synchronize_seqscans=off -c jit=off"
+    "-c extra_float_digits=3 -c lc_monetary=C -c xmloption=content -c array_nulls=on "
+    "-c quote_all_identifiers=off -c synchronize_seqscans=off -c jit=off"
 )
 
 

@@ -60,29 +60,28 @@ def plan(
         before = known.get(column.name)
         if present is None:
             changes.append(_add(definition, column))
-        elif (
-            before is not None and before != column.raw_type and not holds(present, column.raw_type)
-        ):
+        elif before is not None and before != column.base and not holds(present, column.raw_type):
             changes.append(_widen(definition, column, present, str(before)))
     names = {column.name for column in columns}
     gone, told = [], []
     for name, before in known.items():
         if name in names or name in at_source or name not in existing:
             continue
-        gone.append(Column(name, "", existing[name], False, False, expression="null"))
+        kept = existing[name]
+        gone.append(Column(name, kept, kept, kept, False, False, expression="null"))
         if before is not None:
             told.append(_dropped(definition, name))
     return Drift(
         tuple(changes),
         tuple(gone),
         tuple(told),
-        {c.name: c.raw_type for c in columns} | {c.name: None for c in gone},
+        {c.name: c.base for c in columns} | {c.name: None for c in gone},
     )
 
 
 def _add(definition: Definition, column: Column) -> Change:
     name = f"{definition.schema}.{definition.table}"
-    statement = _alter(definition, "add column {} " + column.raw_type, column.name)
+    statement = _alter(definition, "add column {name} {type}", column.name, column.raw_type)
     if definition.evolution == "freeze":
         raise _frozen(definition, f"{name} has no column {column.name}", statement)
     return Change(
@@ -93,17 +92,16 @@ def _add(definition: Definition, column: Column) -> Change:
 
 
 def _widen(definition: Definition, column: Column, present: str, before: str) -> Change:
+    kind = column.raw_type
     what = (
-        f"column {column.name} was {before} at the source and is {column.raw_type} now,"
+        f"column {column.name} was {before} at the source and is {column.base} now,"
         f" {definition.schema}.{definition.table} has {present}"
     )
-    kind = column.raw_type
+    action = "alter column {name} type {type}"
     if not widens(present, kind):  # PostgreSQL would write the table anew, or a value be lost
-        using = _alter(
-            definition, f"alter column {{0}} type {kind} using {{0}}::{kind}", column.name
-        )
+        using = _alter(definition, action + " using {name}::{type}", column.name, kind)
         raise DriftError(f"{definition.key}: {what}", hint=using.as_string(None))
-    statement = _alter(definition, f"alter column {{}} type {kind}", column.name)
+    statement = _alter(definition, action, column.name, kind)
     if definition.evolution == "freeze":
         raise _frozen(definition, what, statement)
     return Change(statement, f"column {column.name} widened from {present} to {kind}")
@@ -111,7 +109,7 @@ def _widen(definition: Definition, column: Column, present: str, before: str) ->
 
 def _dropped(definition: Definition, name: str) -> str:
     if definition.evolution == "freeze":
-        statement = _alter(definition, "drop column {}", name)
+        statement = _alter(definition, "drop column {name}", name)
         raise _frozen(definition, f"the source has no column {name} any more", statement)
     return f"the source has no column {name} any more: raw keeps it, and has NULL in it from now on"
 
@@ -123,9 +121,11 @@ def _frozen(definition: Definition, what: str, statement: sql.Composed) -> Drift
     )
 
 
-def _alter(definition: Definition, action: str, column: str) -> sql.Composed:
+def _alter(definition: Definition, action: str, column: str, kind: str = "") -> sql.Composed:
     table = sql.Identifier(definition.schema, definition.table)
-    return sql.SQL("alter table {} ").format(table) + sql.SQL(action).format(sql.Identifier(column))
+    return sql.SQL("alter table {} ").format(table) + sql.SQL(action).format(
+        name=sql.Identifier(column), type=sql.SQL(kind)
+    )
 
 
 def holds(raw: str, source: str) -> bool:

@@ -61,7 +61,7 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
             id = window.typed(source, id_column, id, "ID")
         position = Position(value, id)
         if definition.mode == "append" and stored.cursor:
-            onward = state.advanced(destination, stored, position, stored.cursor.value, cursor.type)
+            onward = state.advanced(destination, stored, position, stored.cursor.value, cursor.base)
             if onward.watermark == position:
                 raise UsageError(
                     f"{definition.key} is append-only and has landed rows up to {stored.cursor}:"

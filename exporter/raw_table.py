@@ -18,7 +18,7 @@ from exporter.errors import DriftError, SourceError
 STAMP = "_exported_at"
 DELETED = "_deleted_at"  # with deletes: mark, when a row was found to be gone; NULL while it lives
 # In the stream alone: whether a row is beyond the stored position.
-PAST = Column("_exporter_past", "boolean", "boolean", True, True)
+PAST = Column("_exporter_past", "boolean", "boolean", "boolean", True, True)
 _MOMENT = "timestamp with time zone"
 _FILL = 90  # percent: a changed row finds room in its page, and the key's index stays as it is
 
@@ -66,7 +66,7 @@ def prepare(
     if existing is None:
         with destination.transaction():
             _create(destination, definition, columns)
-            remembered: dict[str, str | None] = {c.name: c.raw_type for c in columns}
+            remembered: dict[str, str | None] = {c.name: c.base for c in columns}
             state.remember_columns(destination, definition.key, remembered)
         gone: tuple[Column, ...] = ()
         stamped = exact = True

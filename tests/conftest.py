@@ -127,9 +127,7 @@ def compare(place: Workplace, source: str, raw: str, columns: str = "*") -> None
 @pytest.fixture
 def place(servers: tuple[str, str], tmp_path: Path) -> Iterator[Workplace]:
     """An empty dbt project on two new databases."""
-    (tmp_path / "dbt_project.yml").write_text("name: shop\nprofile: dbt_exporter\n")
-    (tmp_path / "models").mkdir()
-    yield from _workplace(servers, tmp_path)
+    yield from empty_project(servers, tmp_path)
 
 
 @pytest.fixture
@@ -156,6 +154,12 @@ def bare(product: Workplace) -> Workplace:
         for file in (product.folder / folder).iterdir():
             file.unlink()
     return product
+
+
+def empty_project(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
+    (folder / "dbt_project.yml").write_text("name: shop\nprofile: dbt_exporter\n")
+    (folder / "models").mkdir()
+    yield from _workplace(servers, folder)
 
 
 def _workplace(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:

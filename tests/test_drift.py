@@ -208,7 +208,7 @@ def test_excluded_columns_do_not_leave(place: Workplace) -> None:
 WRONG: dict[str, tuple[str, str]] = {
     "exclude": (", exclude: [vv]", "exporter.source.exclude names vv"),
     "key": (", exclude: [id]", "conflict_columns names id, which source.columns leaves out"),
-    "syntax": (", columns: [id, {name: x, expression: 'v ||'}]", "the expression of x: syntax"),
+    "syntax": (", columns: [id, {name: x, expression: lower(v}]", "the expression of x: syntax"),
     "column": (", columns: [id, {name: x, expression: lower(vv)}]", 'of x: column "vv" does not'),
     "shape": (", columns: [id, {nam: x}]", "must be names, or mappings with name and expression"),
     "cursor": (", columns: [id, {name: at, expression: now()}]", "which is read as the cursor"),

@@ -165,6 +165,17 @@ def relation_columns(connection: Connection, schema: str, name: str) -> dict[str
     return {row[0]: row[1] for row in rows if row[0] is not None} if rows else None
 
 
+def quoted(connection: Connection, *names: str) -> str:
+    """Return a dotted name for a person to paste: in quotes only where PostgreSQL needs them."""
+    row = connection.execute(
+        "select string_agg(quote_ident(n), '.' order by place)"
+        " from unnest(%s::text[]) with ordinality t (n, place)",
+        (list(names),),
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def indexes(connection: Connection, oid: int) -> list[tuple[str, ...]]:
     """Return the columns of each index that a read in their order can use."""
     rows = connection.execute(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.definition import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
-_COMMANDS = ("load", "status", "state", "db", "docs", "demo")  # in the order of the help
+_COMMANDS = ("load", "check", "status", "state", "db", "docs", "demo")  # in the order of the help
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     ANALYTICS: "the destination; without it, the dbt profile's target",

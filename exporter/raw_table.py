@@ -178,13 +178,7 @@ def creation(
 
 
 def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
-    schema = destination.execute(
-        "select from pg_namespace where nspname = %s", (definition.schema,)
-    ).fetchone()
-    if schema is None:  # "if not exists" would ask for a right that a mere loader need not have
-        destination.execute(
-            sql.SQL("create schema if not exists {}").format(sql.Identifier(definition.schema))
-        )
+    state.create_schema(destination, definition.schema)
     destination.execute(creation(definition, columns))
 
 

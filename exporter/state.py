@@ -15,7 +15,6 @@ from exporter.errors import LockedError
 
 SCHEMA = "analytics_raw"
 _TABLES = f"""
-create schema if not exists {SCHEMA};
 create table if not exists {SCHEMA}._exporter_state (
     key text primary key,
     cursor_value text,
@@ -102,7 +101,15 @@ def create_tables(destination: Connection) -> None:
         # Two first runs at once would both try: creating is not atomic under "if not exists".
         with destination.transaction():
             destination.execute("select pg_advisory_xact_lock(%s)", (_number(SCHEMA),))
+            create_schema(destination, SCHEMA)
             destination.execute(_TABLES)
+
+
+def create_schema(destination: Connection, name: str) -> None:
+    """Create a schema where it is missing."""
+    found = destination.execute("select from pg_namespace where nspname = %s", (name,)).fetchone()
+    if found is None:  # "if not exists" would ask for a right that a mere loader need not have
+        destination.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(name)))
 
 
 def remembered_columns(destination: Connection, key: str) -> dict[str, str | None] | None:

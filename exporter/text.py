@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
-_COLOURS = {"red": 31, "green": 32, "yellow": 33}
+_RED, _GREEN, _YELLOW = 31, 32, 33
+_COLOURS = {
+    **dict.fromkeys(("ok", "pass", "running"), _GREEN),
+    **dict.fromkeys(("warn", "never", "locked"), _YELLOW),
+    **dict.fromkeys(("fail", "failed", "died", "error"), _RED),
+}
 _UNITS = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "m"), (0, 1, "s"))
 _SHORTEST = 8  # a column is not cut below this, however narrow the terminal is
 
@@ -24,18 +32,39 @@ def duration(seconds: float) -> str:
     return next(f"{seconds // size:.0f}{unit}" for least, size, unit in _UNITS if seconds >= least)
 
 
+def wrapped(line: str, width: int = 80, first: str = "", rest: str = "") -> list[str]:
+    """Return lines of at most ``width``, ``first`` before the first and ``rest`` before others."""
+    return textwrap.wrap(
+        " ".join(line.split()),
+        width,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def width() -> int | None:
+    """Return the terminal's width; None in a pipe, where everything must come through whole."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def coloured(text: str, word: str) -> str:
+    """Return the text in the colour that a word such as ``failed`` has."""
+    colour = _COLOURS.get(word)
+    return f"\x1b[{colour}m{text}\x1b[0m" if colour else text
+
+
 def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
     right: Iterable[str] = (),
     width: int | None = None,
-    colours: dict[str, str] | None = None,
 ) -> list[str]:
     """Return lines with their columns aligned, those named in ``right`` on the right.
 
-    Where a line would be longer than ``width``, the widest column is cut. ``colours`` are by the
-    first word of a cell.
+    Where a line would be longer than ``width``, the widest column is cut.
     """
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
@@ -46,8 +75,7 @@ def table(
     def cell(text: str, size: int, at_right: bool) -> str:
         text = text if len(text) <= size else text[: size - 1] + "…"
         padded = text.rjust(size) if at_right else text.ljust(size)
-        colour = _COLOURS.get((colours or {}).get(text.partition(" ")[0], ""))
-        return f"\x1b[{colour}m{padded}\x1b[0m" if colour else padded
+        return coloured(padded, text.partition(" ")[0])
 
     return [
         "  ".join(cell(*one) for one in zip(line, widths, rights, strict=True)).rstrip()

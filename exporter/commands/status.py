@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter import text
 from exporter.cli import ANALYTICS, Call, as_json, out, shared
 
 if TYPE_CHECKING:
     from exporter.status import Status
-
-_COLOURS = {
-    "ok": "green",
-    "running": "green",
-    "failed": "red",
-    "died": "red",
-    "error": "red",
-    "warn": "yellow",
-    "never": "yellow",
-}
 
 
 @click.command("status")
@@ -52,7 +40,6 @@ def command(call: Call, key: str | None, as_json: bool) -> None:
 
 
 def _standing(standing: list[Status]) -> list[str]:
-    from exporter import text  # noqa: PLC0415
     from exporter.status import rate  # noqa: PLC0415
 
     rows, notes = [], []
@@ -80,9 +67,7 @@ def _standing(standing: list[Status]) -> list[str]:
         )
         notes += _notes(one)
     head = ("KEY", "LAST RUN", "WRITTEN", "ROWS/S", "POSITION", "BEHIND", "FRESH")
-    lines = text.table(
-        head, rows, right=("WRITTEN", "ROWS/S", "BEHIND"), width=_width(), colours=_COLOURS
-    )
+    lines = text.table(head, rows, right=("WRITTEN", "ROWS/S", "BEHIND"), width=text.width())
     return [*lines, "", *notes] if notes else lines
 
 
@@ -101,8 +86,6 @@ def _notes(one: Status) -> list[str]:
 
 
 def _runs(key: str, found: list[dict[str, Any]]) -> list[str]:
-    from exporter import text  # noqa: PLC0415
-
     if not found:
         return [f"{key} has never run"]
     head = ("STARTED (UTC)", "COMMAND", "ENDED", "SECONDS", "READ", "WRITTEN", "ROWS/S")
@@ -118,24 +101,12 @@ def _runs(key: str, found: list[dict[str, Any]]) -> list[str]:
         )
         for one in found
     ]
-    lines = text.table(head, rows, right=head[3:], width=_width(), colours=_COLOURS)
+    lines = text.table(head, rows, right=head[3:], width=text.width())
     told = lines[:1]
     for line, one in zip(lines[1:], found, strict=True):
-        told += [line, *(_wrapped(one["error"], indent="  ") if one["error"] else ())]
+        told += [line, *(_wrapped(one["error"], "  ") if one["error"] else ())]
     return told
 
 
-def _wrapped(line: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        " ".join(line.split()),
-        _width() or 80,
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _width() -> int | None:
-    """The terminal's; none in a pipe, where a key must come through whole."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def _wrapped(line: str, first: str = "") -> list[str]:
+    return text.wrapped(line, text.width() or 80, first, "  " + first)

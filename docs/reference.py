@@ -1,6 +1,7 @@
 """A hook of mkdocs: the reference's tables come from the code that they describe.
 
-A page writes ``<!-- reference: NAME -->`` where the table of that name belongs.
+A page writes ``<!-- reference: NAME -->`` where the table of that name belongs, and
+``<!-- files: PATH, PATH -->`` where it shows files of the repository.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         outside = posixpath.normpath(posixpath.join(folder, found[2])).startswith("..")
         return f"`{found[1]}`" if outside else found[0]
 
+    def shown(found: re.Match[str]) -> str:
+        return "".join(_file(ROOT / "docs" / folder / name) for name in found[1].split(", "))
+
+    markdown = re.sub(r"<!-- files: (.+) -->", shown, markdown)
     markdown = re.sub(r"<!-- reference: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
     return re.sub(r"\[([^]\n]+)\]\((\.\./[^)\n]+)\)", link, markdown)
 
@@ -78,6 +83,13 @@ def macros() -> str:
                 rows = [(f"`{i['name']}`", i["description"]) for i in macro.get("arguments", [])]
                 text += _table(("Argument", "Meaning"), rows) + "\n" if rows else ""
     return text
+
+
+def _file(path: Path) -> str:
+    """Return a file as a block of code below its name."""
+    language = {".yml": "yaml", ".service": "ini", ".timer": "ini", ".py": "python"}
+    text = path.read_text(encoding="utf-8")
+    return f"## {path.name}\n\n```{language.get(path.suffix, 'sh')}\n{text}```\n\n"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from exporter.definition import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
-_COMMANDS = ("load", "check", "status", "state", "db", "docs", "demo")  # in the order of the help
+# In the order of the help.
+_COMMANDS = ("load", "check", "status", "verify", "state", "db", "docs", "demo")
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     ANALYTICS: "the destination; without it, the dbt profile's target",
@@ -152,4 +153,12 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+max_deletes = click.option(
+    "--max-deletes",
+    type=click.FloatRange(0, 100),
+    default=10,
+    show_default=True,
+    metavar="PERCENT",
+    help="Delete nothing where more of raw's rows would go.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from exporter.report import Result
-
 LEVELS = ("debug", "info", "warning", "error")
 _EVERY = 5.0  # seconds from one line about a load's progress to the next
 _BAR_AFTER = 0.5  # seconds of work before a bar is worth showing
@@ -42,6 +40,19 @@ class Say(Protocol):
         self, text: str, level: str = "warning", event: str = "notice", **values: object
     ) -> None:
         """Tell it. A warning is what a person should look at."""
+
+
+class Ended(Protocol):
+    """What a command came to for one definition; its text is for people."""
+
+    key: str
+    error: ExporterError | None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what the log in JSON tells."""
+
+    def as_json(self) -> str:
+        """Return the one-line object of ``--json``."""
 
 
 @dataclass
@@ -124,8 +135,8 @@ class Console:
             elif self._bars:
                 self._draw(self._bars, key, pace)
 
-    def ended(self, result: Result, *, as_json: bool = False) -> None:
-        """Tell how a load ended: the result on standard output, an error on standard error."""
+    def ended(self, result: Ended, *, as_json: bool = False) -> None:
+        """Tell how it ended: the result on standard output, an error on standard error."""
         with self._lock:
             pace = self._paces.pop(result.key, None)
             if self._bars and pace and pace.bar is not None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import psycopg
@@ -31,13 +31,17 @@ def load(
     *,
     full_refresh: bool = False,
     span: window.Span | None = None,
+    after: Callable[[Load], None] | None = None,
+    command: str = "load",
 ) -> Result:
     """Land what is new of one definition. Never raises ExporterError: the result carries it.
 
     A full refresh reads everything, and removes from raw what is gone at the source. A span is
-    read again whatever the stored position is, and leaves it alone.
+    read again whatever the stored position is, and leaves it alone. ``after`` is called when the
+    rows have landed, under the same lock and in the same snapshot; ``command`` is what the record
+    of runs calls it all.
     """
-    result = Result(definition.key, _command(full_refresh, span))
+    result = Result(definition.key, _command(command, full_refresh, span))
 
     def say(text: str, level: str = "warning", event: str = "notice", **values: object) -> None:
         if level == "warning":
@@ -49,8 +53,8 @@ def load(
             destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
             source = stack.enter_context(connect("DATABASE_URL_CORE"))
             progress = functools.partial(console.progress, definition.key)
-            one = _Load(definition, source, destination, result, say, progress)
-            one.run(full_refresh, span)
+            one = Load(definition, source, destination, result, say, progress)
+            one.run(full_refresh, span, after)
 
     try:
         with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))
@@ -71,8 +75,8 @@ def load(
     return result
 
 
-def _command(full_refresh: bool, span: window.Span | None) -> str:
-    words = ["load"]
+def _command(command: str, full_refresh: bool, span: window.Span | None) -> str:
+    words = [command]
     if full_refresh:
         words.append("--full-refresh")
     if span:
@@ -81,7 +85,35 @@ def _command(full_refresh: bool, span: window.Span | None) -> str:
     return " ".join(words)
 
 
-class _Load:
+@contextlib.contextmanager
+def reading(source: Connection, definition: Definition) -> Iterator[None]:
+    """Open the transaction that reads: one snapshot, of a table that nobody rewrites meanwhile.
+
+    Raises SourceError.
+    """
+    table = definition.source
+    source.execute("begin isolation level repeatable read read only")
+    try:
+        # Locked before the snapshot is taken: a table that is rewritten between the two looks
+        # empty to the snapshot, and the watermark would pass its rows.
+        with (
+            contextlib.suppress(psycopg.errors.WrongObjectType),
+            source.transaction(),
+        ):
+            source.execute(sql.SQL("lock table {} in access share mode").format(table))
+    except psycopg.errors.UndefinedTable:
+        source.execute("rollback")
+        source.execute("begin isolation level repeatable read read only")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SourceError(
+            f"{definition.where}: {first_line(error)}",
+            hint=f"grant select on {table.as_string(source)} to DATABASE_URL_CORE's role",
+        ) from None
+    yield
+    source.execute("commit")
+
+
+class Load:
     """The two sessions of an attempt, and what they work on."""
 
     def __init__(
@@ -100,7 +132,12 @@ class _Load:
         self.say = say
         self.progress = progress
 
-    def run(self, full_refresh: bool, span: window.Span | None) -> None:
+    def run(
+        self,
+        full_refresh: bool,
+        span: window.Span | None,
+        after: Callable[[Load], None] | None,
+    ) -> None:
         """Read onward from the stored position; or everything; or a span."""
         definition, destination = self.definition, self.destination
         state.create_tables(destination)
@@ -116,8 +153,8 @@ class _Load:
                 "the transactions of other roles are hidden, only the lookback covers them;"
                 " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
             )
-        with self._snapshot():
-            table = find_table(self.source, definition, destination)
+        with reading(self.source, definition):
+            self.table = table = find_table(self.source, definition, destination)
             self.snapshot = window.take_snapshot(self.source, self.stored, self.horizon)
             self.view = window.decide(
                 self.source, definition, table, self.stored, self.horizon, self.snapshot
@@ -146,32 +183,10 @@ class _Load:
             else:
                 current = self._first(table) if first else self._increment(table)
                 self.transfer.store(self._finished(current), "ok")
+            if after:
+                after(self)
 
     # -- the pieces, in the order of the sequence above
-
-    @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        definition = self.definition
-        table = definition.source
-        self.source.execute("begin isolation level repeatable read read only")
-        try:
-            # Locked before the snapshot is taken: a table that is rewritten between the two looks
-            # empty to the snapshot, and the watermark would pass its rows.
-            with (
-                contextlib.suppress(psycopg.errors.WrongObjectType),
-                self.source.transaction(),
-            ):
-                self.source.execute(sql.SQL("lock table {} in access share mode").format(table))
-        except psycopg.errors.UndefinedTable:
-            self.source.execute("rollback")
-            self.source.execute("begin isolation level repeatable read read only")
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise SourceError(
-                f"{definition.where}: {first_line(error)}",
-                hint=f"grant select on {table.as_string(self.source)} to DATABASE_URL_CORE's role",
-            ) from None
-        yield
-        self.source.execute("commit")
 
     def _tell_window(self) -> None:
         stored, horizon, view = self.stored, self.horizon, self.view
@@ -299,9 +314,10 @@ class _Load:
         """Return the furthest position that the snapshot shows."""
         view = self.view
         name = sql.Identifier(view.cursor.name)
-        newest = [sql.Identifier(c.name) + sql.SQL(" desc") for c in self.transfer.order]
+        # By the table's columns: a bare name would be that of the text that is selected.
+        newest = [sql.Identifier("t", c.name) + sql.SQL(" desc") for c in self.transfer.order]
         top = self.source.execute(
-            sql.SQL("select {}::text, {} from {} where {} is not null and {}").format(
+            sql.SQL("select {}::text, {} from {} t where {} is not null and {}").format(
                 name,
                 sql.SQL("{}::text").format(sql.Identifier(view.id.name)) if view.id else sql.NULL,
                 self.definition.source,

@@ -76,24 +76,36 @@ class Transfer:
 
     def replace_all(self, where: sql.Composable, final: Callable[[], State]) -> None:
         """Make raw equal to these rows in one transaction: readers see before or after."""
+        totals = self.result.totals
+        with self.destination.transaction():
+            _, rows, size = self._stage(where)
+            written, deleted = landing.replace_all(
+                self.destination, self.raw, self.stamp_of(0), self.order
+            )
+            totals.rows_read, totals.rows_written = rows, written
+            totals.rows_deleted = deleted if self.raw.key else 0
+            totals.bytes, totals.batches = size, 1
+            self.store(final(), "ok")
+
+    def land_at_once(self, where: sql.Composable, stamp: str) -> int:
+        """Land these rows in the running transaction; return how many were written."""
+        totals = self.result.totals
+        staging, rows, size = self._stage(where)
+        written = staging.apply(stamp, totals.batches + 1, self.order, onward=False)
+        totals.add(rows, written, size)
+        return written
+
+    def _stage(self, where: sql.Composable) -> tuple[landing.Staging, int, int]:
         query = select(self.raw, where)
         self.tell(query)
-        totals = self.result.totals
+        staging = landing.Staging(self.destination, self.raw)
         ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False))
         try:
-            stream = iter(ahead)
-            with self.destination.transaction():
-                batch = next_batch(stream, self._passed())
-                rows, size, _ = landing.Staging(self.destination, self.raw).fill(batch, 1)
-                written, deleted = landing.replace_all(
-                    self.destination, self.raw, self.stamp_of(0), self.order
-                )
-                totals.rows_read, totals.rows_written = rows, written
-                totals.rows_deleted = deleted if self.raw.key else 0
-                totals.bytes, totals.batches = size, 1
-                self.store(final(), "ok")
+            batch = next_batch(iter(ahead), self._passed())
+            rows, size, _ = staging.fill(batch, self.result.totals.batches + 1)
         finally:
             ahead.stop(self.source)
+        return staging, rows, size
 
     def store(self, now: State, status: str) -> None:
         """Write the position and the run's row, in the caller's transaction if there is one."""

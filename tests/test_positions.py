@@ -173,3 +173,16 @@ def test_later_definitions_run_after_a_data_error(items: Workplace) -> None:
         ("failed", True),
         ("ok", False),
     ]
+
+
+@pytest.mark.parametrize("cursor", ["{field: at, id_field: id}", "{field: id}"])
+def test_the_position_after_a_first_load_is_the_greatest(place: Workplace, cursor: str) -> None:
+    place.define(ITEM.replace("{field: at, id_field: id}", cursor))
+    place.query(
+        place.core,
+        "create table item (id int primary key, at timestamptz not null);"
+        "insert into item select n, '2026-01-01Z' from generate_series(1, 120) n",
+    )
+    end = place.load("Item")["cursor"]
+    assert end["id" if "id_field" in cursor else "value"] == "120"
+    assert place.load("Item")["rows_read"] == 0

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, Call, as_json, shared
+from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
 from exporter.errors import SettingError, UsageError
+
+if TYPE_CHECKING:
+    from exporter.definition import Definition
+    from exporter.load import Load
 
 
 @click.command("load")
@@ -19,6 +25,12 @@ from exporter.errors import SettingError, UsageError
 )
 @click.option("--since", metavar="VALUE", help="Land again rows whose cursor is VALUE or later …")
 @click.option("--until", metavar="VALUE", help="… and earlier than VALUE. The position stays.")
+@click.option(
+    "--reconcile",
+    is_flag=True,
+    help="Then apply exporter.deletes to the rows that are gone at the source.",
+)
+@max_deletes
 @as_json
 @shared
 def command(
@@ -27,6 +39,8 @@ def command(
     full_refresh: bool,
     since: str | None,
     until: str | None,
+    reconcile: bool,
+    max_deletes: float,
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
@@ -48,6 +62,7 @@ def command(
                 " rows twice",
                 hint="give it conflict_columns, or run with --full-refresh",
             )
+    after = _reconciling(chosen, keys, max_deletes) if reconcile else None
     rows = _batch_size()
     statuses = []
     for definition in chosen:
@@ -56,12 +71,29 @@ def command(
             call.console,
             full_refresh=full_refresh,
             span=span,
+            after=after,
+            command="load --reconcile" if reconcile else "load",
         )
         call.console.ended(result, as_json=as_json)
         if result.error:
             statuses.append(result.error.exit_status)
     if statuses:
         sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
+
+
+def _reconciling(
+    chosen: list[Definition], keys: tuple[str, ...], most: float
+) -> Callable[[Load], None]:
+    from exporter.deletes import reconcile  # noqa: PLC0415  only where it is asked for
+
+    ignoring = [one for one in chosen if one.deletes == "ignore"]
+    if ignoring and (keys or ignoring == chosen):
+        raise UsageError(
+            f"{ignoring[0].where}: --reconcile has nothing to do for {ignoring[0].key}:"
+            " exporter.deletes is ignore",
+            hint="set it to mark or remove",
+        )
+    return reconcile(most)
 
 
 def _batch_size() -> int | None:

@@ -1,0 +1,52 @@
+"""``exporter verify``: source against raw."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
+from exporter.errors import UsageError
+
+
+@click.command("verify")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Load, then land what differs, and apply exporter.deletes to what is gone at the source.",
+)
+@max_deletes
+@as_json
+@shared
+def command(
+    call: Call, keys: tuple[str, ...], repair: bool, max_deletes: float, as_json: bool
+) -> None:
+    """Compare raw with the source, by checksums, down to the rows. Without a KEY, all definitions.
+
+    Ends with status 1 where rows are missing in raw, extra or different, and not merely in flight:
+    changed since the last load, and landed by the next.
+    """
+    from exporter.verify import advice, verify  # noqa: PLC0415  what --help does not need
+
+    chosen = call.definitions(keys, CORE, ANALYTICS)
+    for definition in chosen:
+        if repair and definition.mode == "append":
+            raise UsageError(
+                f"{definition.where}: {definition.key} is append-only: its rows have no key to"
+                " repair them by",
+                hint=f"exporter load {definition.key} --full-refresh",
+            )
+    statuses = []
+    for definition in chosen:
+        verdict = verify(definition, call.console, repair=repair, most=max_deletes)
+        call.console.ended(verdict, as_json=as_json)
+        if verdict.error:
+            statuses.append(verdict.error.exit_status)
+        elif verdict.status == "different":
+            told = advice(definition, verdict)
+            call.console.say(told, "error", key=definition.key, event="different")
+            statuses.append(1)
+    if statuses:
+        sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)

@@ -186,3 +186,17 @@ def test_the_position_after_a_first_load_is_the_greatest(place: Workplace, curso
     end = place.load("Item")["cursor"]
     assert end["id" if "id_field" in cursor else "value"] == "120"
     assert place.load("Item")["rows_read"] == 0
+
+
+def test_a_refreshed_log_takes_no_row_twice(place: Workplace) -> None:
+    place.query(
+        place.core,
+        "create table item (id int primary key, at timestamptz);"
+        "insert into item select n, now() from generate_series(1, 120) n",
+    )
+    place.define(APPEND.replace("field: at, id_field", "field"))
+    for words in (("--full-refresh",), ("--full-refresh",), ()):
+        place.load("Item", *words)
+    twice = f"select id from {RAW} group by id having count(*) > 1"
+    assert place.query(place.analytics, twice) == []
+    assert place.query(place.analytics, f"select count(*) > 100 from {RAW}") == [(True,)]

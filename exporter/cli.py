@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from exporter.console import Console
-from exporter.errors import EXIT_STATUSES, ExporterError, UsageError, nearest
+from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
 
 if TYPE_CHECKING:
     from exporter.definition import Definition
@@ -64,8 +64,16 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ExporterError as error:
-            (ctx.obj or Console()).error(error)
-            ctx.exit(error.exit_status)
+            self._end(ctx, error)
+        except (KeyboardInterrupt, click.Abort) as stop:
+            if isinstance(stop.__context__, EOFError):  # no answer at a prompt
+                raise
+            self._end(ctx, StoppedError("interrupted"))
+
+    @staticmethod
+    def _end(ctx: click.Context, error: ExporterError) -> NoReturn:
+        (ctx.obj or Console()).error(error)
+        ctx.exit(error.exit_status)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

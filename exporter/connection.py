@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 
 from exporter.errors import DatabaseError, DefinitionError, SettingError
 
 Connection = psycopg.Connection[Any]
+# Where a connection is lost, psycopg would tell of the rollback that it could not send.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 # The text form of every value must mean the same on both sides, whatever the servers default to.
 _SETTINGS = (
     "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex "
@@ -83,3 +87,10 @@ def connect(variable: str) -> Connection:
         raise DatabaseError(
             f"{variable}: {reason}", hint="is the server up, and the URL right?"
         ) from None
+
+
+def cancel(connection: Connection) -> None:
+    """Stop what a session is doing, whatever it is, after a Ctrl-C. Its transaction is over."""
+    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+        with contextlib.suppress(psycopg.Error):
+            connection.cancel_safe(timeout=5)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, StoppedError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -117,7 +117,7 @@ class Console:
     def error(self, error: ExporterError) -> None:
         """Tell an error."""
         values = {"kind": type(error).__name__, "hint": error.hint}
-        self._tell(f"exporter: {error}", "error", "error", None, error.message, values)
+        self._tell(self._line_of(error), "error", "error", None, error.message, values)
 
     def progress(self, key: str, rows: int, size: int, total: float | None) -> None:
         """Tell how far the load of a definition is. Cheap: it may be called at every block."""
@@ -147,8 +147,9 @@ class Console:
             self._print(result.as_json(), err=False)
         if self._json or result.error:
             level = "error" if result.error else "info"
+            line = self._line_of(result.error) if result.error else ""
             text = str(result.error or result)
-            self._tell(f"exporter: {text}", level, "ended", result.key, text, result.as_dict())
+            self._tell(line, level, "ended", result.key, text, result.as_dict())
         elif self._tells("info"):
             self._print(str(result), err=as_json)
 
@@ -160,6 +161,11 @@ class Console:
             if self._bars:
                 self._bars.stop()
             self._timer = self._bars = None
+
+    @staticmethod
+    def _line_of(error: ExporterError) -> str:
+        begun = isinstance(error, StoppedError) and sys.stderr.isatty()  # the line that shows ^C
+        return f"{chr(10) if begun else ''}exporter: {error}"
 
     def _tells(self, level: str) -> bool:
         return LEVELS.index(level) >= self._threshold

@@ -242,7 +242,7 @@ class ReadAhead:
             return bool(self._blocks)
 
     def stop(self, connection: Connection) -> None:
-        """End the thread, cancelling what the connection runs. Safe to call twice."""
+        """End the thread; close the connection that it left in a copy. Safe to call twice."""
         with self._change:
             self._stopped = True
             running = not self._ended
@@ -251,6 +251,8 @@ class ReadAhead:
             with contextlib.suppress(errors.Error):  # the server may be gone
                 connection.cancel_safe(timeout=5)
         self._thread.join()
+        if running:
+            connection.close()
 
     def _run(self, produce: Callable[[], Iterator[Block]]) -> None:
         try:

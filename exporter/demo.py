@@ -18,7 +18,7 @@ import psycopg
 
 from exporter import project
 from exporter.embedded import Server, running_server
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, ProjectError
 
 _SCHEMA = Path(__file__).with_name("demo.sql")
 _ROWS = """
@@ -43,6 +43,9 @@ _CHANGE = """
 update "StatEvent" set status = 'VALIDATED', updated_at = now() at time zone 'UTC'
 where id in (select id from "StatEvent" order by md5(id) limit %s)
 """
+
+
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 def run(rows: int, keep: bool) -> None:
@@ -99,12 +102,16 @@ def fill(url: str, first: int, last: int) -> None:
 def dbt_environment() -> Iterator[None]:
     """Give dbt a profile, on DATABASE_URL_ANALYTICS, and folders of its own for a while."""
     before = dict(os.environ)
+    profile = project.find(Path.cwd()) / "profiles.yml.example"
+    if not profile.is_file():
+        raise ProjectError(f"no {profile}", hint="run the demo in dbt-exporter's own repository")
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(project.find(Path.cwd()) / "profiles.yml.example", f"{folder}/profiles.yml")
+        shutil.copy(profile, f"{folder}/profiles.yml")
         os.environ.update(
             DBT_PROFILES_DIR=folder,
             DBT_TARGET_PATH=f"{folder}/target",
             DBT_LOG_PATH=folder,
+            PYTHONWARNINGS="ignore:resource_tracker",  # cleans up after a dbt that was killed
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         )
         try:
@@ -126,7 +133,13 @@ def _round(root: Path, core: str, analytics: str) -> None:
 def _command(root: Path, *words: str) -> None:
     _say(f"\n$ {' '.join(words)}")
     begin = time.monotonic()
-    done = subprocess.run(words, cwd=root, check=False)
+    try:
+        # In a session of its own: of a Ctrl-C we tell, not dbt with a traceback.
+        done = subprocess.run(words, cwd=root, check=False, start_new_session=True)
+    except BaseException:
+        if sys.stderr.isatty():
+            click.echo(_SHOW_CURSOR, err=True, nl=False)  # a bar that was killed has hidden it
+        raise
     if done.returncode != 0:
         raise ExporterError(f"{' '.join(words)} ended with exit status {done.returncode}")
     _say(f"  ({time.monotonic() - begin:.1f} s)")

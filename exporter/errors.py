@@ -12,6 +12,8 @@
     ├── SourceError             the source table is not what the definition says
     ├── DriftError              the raw table and the source no longer fit
     ├── RowError                a row that the destination refuses
+    ├── StoppedError            exit status 130: Ctrl-C
+    │   └── TerminatedError     exit status 143: SIGTERM
     └── ServerError             the embedded server of the demo and the tests
 
 An error says what happened, where, and (``hint``) what to do next. It never carries a password
@@ -28,6 +30,8 @@ EXIT_STATUSES = {
     1: "something failed; of several loads, the others still ran",
     2: "wrong usage or a wrong definition; nothing was touched",
     3: "another run holds the definition's lock",
+    130: "Ctrl-C; what has landed stays",
+    143: "SIGTERM; what has landed stays",
 }
 
 
@@ -93,6 +97,18 @@ class DriftError(ExporterError):
 
 class RowError(ExporterError):
     """The destination refused a row. The message names batch, key and column, never the content."""
+
+
+class StoppedError(ExporterError):
+    """Ctrl-C. The batch that was under way is rolled back, those before it stay."""
+
+    exit_status = 130
+
+
+class TerminatedError(StoppedError):
+    """SIGTERM, from an orchestrator or a shutdown; as with Ctrl-C."""
+
+    exit_status = 143
 
 
 class ServerError(ExporterError):

@@ -12,14 +12,14 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from exporter import fence, ranges, raw_table, state, window
+from exporter import fence, ranges, raw_table, signals, state, window
 from exporter.catalog import Table, find_table
-from exporter.connection import Connection, connect
+from exporter.connection import Connection, cancel, connect
 from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
-from exporter.report import Result, record
+from exporter.report import Result, record_failure
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
 from exporter.transfer import Transfer, select
@@ -35,6 +35,8 @@ def load(
     command: str = "load",
 ) -> Result:
     """Land what is new of one definition. Never raises ExporterError: the result carries it.
+
+    A KeyboardInterrupt ends it in order, and is carried as ``StoppedError``.
 
     A full refresh reads everything, and removes from raw what is gone at the source. A span is
     read again whatever the stored position is, and leaves it alone. ``after`` is called when the
@@ -54,7 +56,15 @@ def load(
             source = stack.enter_context(connect("DATABASE_URL_CORE"))
             progress = functools.partial(console.progress, definition.key)
             one = Load(definition, source, destination, result, say, progress)
-            one.run(full_refresh, span, after)
+            try:
+                one.run(full_refresh, span, after)
+            except BaseException as error:
+                stop = signals.behind(error)
+                if stop is None:
+                    raise
+                cancel(source)
+                cancel(destination)
+                raise stop from None
 
     try:
         with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))
@@ -65,12 +75,14 @@ def load(
         )
     except ExporterError as error:
         result.error = error
+    except KeyboardInterrupt as stop:
+        result.error = signals.reason(stop, f"{definition.key}: interrupted")
     if result.error:
         with (
             contextlib.suppress(psycopg.Error, ExporterError),
             connect("DATABASE_URL_ANALYTICS") as destination,
         ):
-            record(destination, result, result.status)
+            record_failure(destination, result)
     result.seconds = time.monotonic() - result.began
     return result
 

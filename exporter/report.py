@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from psycopg import sql
 
 from exporter.connection import Connection
-from exporter.errors import ExporterError, LockedError
+from exporter.errors import ExporterError, LockedError, StoppedError
 from exporter.state import SCHEMA, Position
 
 
@@ -55,9 +55,11 @@ class Result:
 
     @property
     def status(self) -> str:
-        """``ok``, ``failed``, or ``locked`` by another run."""
+        """``ok``, ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
         if self.error is None:
             return "ok"
+        if isinstance(self.error, StoppedError):
+            return "interrupted"
         return "locked" if isinstance(self.error, LockedError) else "failed"
 
     def as_dict(self) -> dict[str, object]:
@@ -130,3 +132,24 @@ def record(destination: Connection, result: Result, status: str) -> None:
     ).fetchone()
     assert row is not None
     result.run_id = row[0]
+
+
+def record_failure(destination: Connection, result: Result) -> None:
+    """Write how a run ended that did not end well. Its row has counted what was committed.
+
+    A commit whose answer we did not wait for, or did not get, may count or not: we cannot tell.
+    """
+    row = destination.execute(
+        sql.SQL(
+            "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp())"
+            " where id = %s returning rows_read, rows_written, rows_deleted, batches, bytes,"
+            " cursor_value, cursor_id"
+        ).format(sql.Identifier(SCHEMA, "_exporter_runs")),
+        [result.status, result.error.message if result.error else None, result.run_id],
+    ).fetchone()
+    if row is None:
+        record(destination, result, result.status)
+        return
+    *counts, value, id = row
+    result.totals = Totals(*counts)
+    result.cursor = Position(value, id) if value is not None else None

@@ -11,7 +11,7 @@ _RED, _GREEN, _YELLOW = 31, 32, 33
 _COLOURS = {
     **dict.fromkeys(("ok", "pass", "running"), _GREEN),
     **dict.fromkeys(("warn", "never", "locked"), _YELLOW),
-    **dict.fromkeys(("fail", "failed", "died", "error"), _RED),
+    **dict.fromkeys(("fail", "failed", "interrupted", "died", "error"), _RED),
 }
 _UNITS = ((86400 * 2, 86400, "d"), (3600 * 2, 3600, "h"), (60 * 2, 60, "m"), (0, 1, "s"))
 _SHORTEST = 8  # a column is not cut below this, however narrow the terminal is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -66,7 +67,7 @@ class Transfer:
                 stamp = self.stamp_of(totals.batches)
                 number = totals.batches + 1
                 batch = next_batch(stream, self._passed())
-                with self.destination.transaction():
+                with self._transaction():
                     rows, size, last = staging.fill(batch, number)
                     written = staging.apply(stamp, number, self.order, onward=onward)
                     totals.add(rows, written, size)
@@ -77,7 +78,7 @@ class Transfer:
     def replace_all(self, where: sql.Composable, final: Callable[[], State]) -> None:
         """Make raw equal to these rows in one transaction: readers see before or after."""
         totals = self.result.totals
-        with self.destination.transaction():
+        with self._transaction():
             _, rows, size = self._stage(where)
             written, deleted = landing.replace_all(
                 self.destination, self.raw, self.stamp_of(0), self.order
@@ -106,6 +107,18 @@ class Transfer:
         finally:
             ahead.stop(self.source)
         return staging, rows, size
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One batch. What is rolled back does not count."""
+        result = self.result
+        before = replace(result.totals), result.cursor
+        try:
+            with self.destination.transaction():
+                yield
+        except BaseException:
+            result.totals, result.cursor = before
+            raise
 
     def store(self, now: State, status: str) -> None:
         """Write the position and the run's row, in the caller's transaction if there is one."""

@@ -16,7 +16,7 @@
 
             select
                 key,
-                max(id) filter (where status = 'failed') as last_failed,
+                max(id) filter (where status in ('failed', 'interrupted')) as last_failed,
                 max(id) filter (where status = 'ok') as last_ok,
                 max(started_at) filter (where status = 'ok') as last_ok_at,
                 min(started_at) as first_at

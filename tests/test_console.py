@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -31,7 +33,7 @@ SLOW = """
         key: Slow
         source:
           table: slow
-          columns: [id, at, {name: nap, expression: "pg_sleep(0.02)::text"}]
+          columns: [id, at, {name: nap, expression: "pg_sleep(0.01)::text"}]
           cursor: {field: at, id_field: id}
         conflict_columns: [id]
 """
@@ -50,12 +52,12 @@ def slow_table(place: Workplace, rows: int) -> None:
 def on_terminal(
     place: Workplace,
     *words: str,
-    act: Callable[[subprocess.Popen[bytes], str], None] | None = None,
+    act: Callable[[subprocess.Popen[bytes], int, str], None] | None = None,
     **environment: str,
 ) -> tuple[int, str]:
     """Run a command on a terminal of 80 columns; return its exit status and what came there.
 
-    ``act`` is called with the process and what has come so far, whenever something comes.
+    ``act`` is called with the process, the terminal and what has come so far, again and again.
     """
     ours, theirs = pty.openpty()
     env = {**place.environment, "TERM": "xterm", "COLUMNS": "80", "LINES": "24", **environment}
@@ -67,6 +69,7 @@ def on_terminal(
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  for Ctrl-C
     )
     os.close(theirs)
     text = b""
@@ -81,8 +84,8 @@ def on_terminal(
             if not data:
                 break
             text += data
-            if act:
-                act(process, text.decode(errors="replace"))
+        if act:
+            act(process, ours, text.decode(errors="replace"))
         elif process.poll() is not None:
             break
     os.close(ours)
@@ -95,7 +98,7 @@ def plain(text: str) -> list[str]:
 
 
 def test_a_bar_on_a_terminal(place: Workplace) -> None:
-    slow_table(place, 100)
+    slow_table(place, 200)
     status, text = on_terminal(place, "exporter", "load", "Slow", BATCH_SIZE="10", NO_COLOR="1")
     lines = plain(text)
     assert status == 0
@@ -105,24 +108,24 @@ def test_a_bar_on_a_terminal(place: Workplace) -> None:
     assert not re.search(r"\x1b\[[0-9;]*[34]\dm", text), "a colour in spite of NO_COLOR"
     assert "\x1b[?25l" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor stays hidden"
-    assert [one for one in lines if one][-1].startswith("Slow: 100 rows read")
+    assert [one for one in lines if one][-1].startswith("Slow: 200 rows read")
 
 
 @pytest.mark.parametrize(
     ("words", "environment"), [((), {"TERM": "dumb"}), (("-q",), {}), (("--log-format=json",), {})]
 )
 def test_no_bar(place: Workplace, words: tuple[str, ...], environment: dict[str, str]) -> None:
-    slow_table(place, 60)
+    slow_table(place, 100)
     status, text = on_terminal(place, "exporter", "load", "Slow", *words, **environment)
     assert status == 0
     assert "\x1b" not in text
-    assert ("Slow: 60 rows" in text) == ("-q" not in words)
+    assert ("Slow: 100 rows" in text) == ("-q" not in words)
 
 
 def test_lines_in_a_pipe_every_few_seconds(place: Workplace) -> None:
-    slow_table(place, 300)
+    slow_table(place, 600)
     done = place.run("exporter", "load", "Slow", BATCH_SIZE="10")
-    assert done.stdout.startswith("Slow: 300 rows read")
+    assert done.stdout.startswith("Slow: 600 rows read")
     lines = done.stderr.splitlines()
     assert 1 <= len(lines) <= 2
     pattern = r"exporter: Slow: \d+ rows, 0\.0 MB/s, 0:00:0\d left"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
-from exporter.errors import SettingError, UsageError
+from exporter.errors import SettingError, StoppedError, UsageError
+from exporter.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from exporter.definition import Definition
@@ -65,18 +66,21 @@ def command(
     after = _reconciling(chosen, keys, max_deletes) if reconcile else None
     rows = _batch_size()
     statuses = []
-    for definition in chosen:
-        result = load(
-            replace(definition, batch_rows=rows) if rows else definition,
-            call.console,
-            full_refresh=full_refresh,
-            span=span,
-            after=after,
-            command="load --reconcile" if reconcile else "load",
-        )
-        call.console.ended(result, as_json=as_json)
-        if result.error:
-            statuses.append(result.error.exit_status)
+    with sigterm_interrupts():
+        for definition in chosen:
+            result = load(
+                replace(definition, batch_rows=rows) if rows else definition,
+                call.console,
+                full_refresh=full_refresh,
+                span=span,
+                after=after,
+                command="load --reconcile" if reconcile else "load",
+            )
+            call.console.ended(result, as_json=as_json)
+            if isinstance(result.error, StoppedError):
+                sys.exit(result.error.exit_status)
+            if result.error:
+                statuses.append(result.error.exit_status)
     if statuses:
         sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
 

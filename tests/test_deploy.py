@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,11 +19,10 @@ from typing import Any
 import click
 import pytest
 import yaml
-from dbt.cli.main import cli as dbt
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter.cli import main
 from exporter.embedded import find_binaries, running_server
+from tests.commands import check_command
 from tests.conftest import ROOT, Workplace, fill
 
 DEPLOY = ROOT / "docs" / "deploy"
@@ -32,31 +30,13 @@ PIP = ("-m", "pip", "-q", "--disable-pip-version-check")
 DAGSTER = ("dagster==1.13.27", "dagster-dbt==0.29.27")
 
 
-@pytest.fixture(autouse=True)
-def _profiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """dbt's options ask for a folder of profiles that exists."""
-    monkeypatch.setenv("DBT_PROFILES_DIR", str(tmp_path))
-
-
 def _run(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, **how)
 
 
-def _check(command: str) -> None:
-    """Assert that every program of a shell command is ours or dbt's, and takes its words."""
-    for part in command.split(" && "):
-        program, *words = shlex.split(part)
-        if program == "cd":
-            continue
-        group = {"exporter": main, "dbt": dbt}[Path(program).name]
-        below = group.get_command(click.Context(group), words[0])
-        assert below, part
-        below.make_context(words[0], words[1:], parent=click.Context(group, info_name=program))
-
-
 def test_a_command_that_is_not_there_is_seen() -> None:
     with pytest.raises(click.NoSuchOption):
-        _check("exporter load --quickly")
+        check_command("exporter load --quickly")
 
 
 def test_crontab() -> None:
@@ -66,7 +46,7 @@ def test_crontab() -> None:
     assert found
     assert int(found[1]) < 60
     assert int(found[2]) < 24
-    _check(found[3])
+    check_command(found[3])
 
 
 def test_systemd(tmp_path: Path) -> None:
@@ -82,7 +62,7 @@ def test_systemd(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text.replace("User=exporter", "User=root"))
     assert len(starts) == 2
     for start in starts:
-        _check(start)
+        check_command(start)
     if not shutil.which("systemd-analyze"):
         pytest.skip("parsed; no systemd-analyze here to verify it")
     units = sorted(map(str, tmp_path.glob("dbt-exporter.*")))
@@ -99,7 +79,7 @@ def test_cronjob() -> None:
     )
     shell, option, command = pod["containers"][0]["command"]
     assert (shell, option) == ("sh", "-c")
-    _check(command)
+    check_command(command)
 
 
 def test_workflow(tmp_path: Path) -> None:
@@ -146,7 +126,7 @@ def test_dockerfile() -> None:
     stage = lines[max(n for n, line in enumerate(lines) if line[0] == "FROM") :]
     assert dict(stage)["USER"].isdigit()
     assert dict(stage)["USER"] != "0"
-    _check(json.loads(dict(stage)["CMD"])[2])
+    check_command(json.loads(dict(stage)["CMD"])[2])
     context = (ROOT / ".dockerignore").read_text().splitlines()
     for word, rest in lines:
         if word == "COPY" and not rest.startswith("--from"):

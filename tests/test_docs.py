@@ -13,9 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from exporter import cli, errors
+from exporter import cli, errors, project
 from exporter.definition import KEYS
-from tests.conftest import ROOT
+from tests.commands import check_command
+from tests.conftest import ROOT, Workplace
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,41 @@ def test_every_option_of_upsert_and_every_macro_is_there(site: Path) -> None:
     for file in (ROOT / "macros").glob("*.sql"):
         if f"macro {file.stem}(" in file.read_text():
             assert f"`{file.stem}`" in page
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.S | re.M)
+    return ["\n".join(line.removeprefix(a) for line in b.splitlines()) for a, b in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_the_pages_are_there(page: Path) -> None:
+    lines = [line for block in _blocks(page, "sh") for line in block.splitlines()]
+    for block in _blocks(page, "console"):
+        lines += re.findall(r"^\$ (.*)$", block, re.M)
+    spoken = re.findall(r"(?<![`\w])`((?:exporter|dbt) [a-z].*?)`", page.read_text(), re.S)
+    lines += [" ".join(one.split()) for one in spoken if "…" not in one and "|" not in one]
+    for line in lines:
+        check_command(line)
+
+
+def test_what_is_migrated_is_one_definition(place: Workplace) -> None:
+    (text,) = _blocks(ROOT / "docs" / "migrating.md", "yaml")
+    place.define(text)
+    (one,) = project.definitions(place.folder)
+    assert (one.key, one.source_table, one.cursor, one.id_field) == (
+        ("StatEvent", "StatEvent", "updated_at", "id")
+    )
+    assert (one.conflict_columns, one.batch_rows) == (("id",), 10_000)
+
+
+def test_the_trigger_moves_the_cursor(place: Workplace) -> None:
+    place.query(place.core, 'create table "Customer" (id int, updated_at timestamptz)')
+    (trigger,) = _blocks(ROOT / "docs" / "guarantees.md", "sql")
+    place.query(place.core, trigger)
+    place.query(place.core, "insert into \"Customer\" values (1, '2001-01-01')")
+    moved = "select updated_at > now() - interval '1 minute' from \"Customer\""
+    assert place.query(place.core, moved) == [(True,)]

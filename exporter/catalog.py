@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -176,19 +177,41 @@ def quoted(connection: Connection, *names: str) -> str:
     return str(row[0])
 
 
-def indexes(connection: Connection, oid: int) -> list[tuple[str, ...]]:
-    """Return the columns of each index that a read in their order can use."""
+class Index(NamedTuple):
+    """An index that a read in the order of its columns can use."""
+
+    columns: tuple[str, ...]
+    unique: bool
+    primary: bool
+
+
+def indexes(connection: Connection, oid: int) -> list[Index]:
+    """Return the indexes of a table, the primary key first."""
     rows = connection.execute(
-        "select array_agg(a.attname::text order by k.place) from pg_index i"
+        "select array_agg(a.attname::text order by k.place), i.indisunique, i.indisprimary"
+        " from pg_index i"
         " join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam"
         " cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1])"
         " with ordinality k (attnum, place)"
         " join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum"
         " where i.indrelid = %s and i.indisvalid and i.indpred is null and i.indexprs is null"
-        " and m.amname = 'btree' group by i.indexrelid",
+        " and m.amname = 'btree' group by i.indexrelid, i.indisunique, i.indisprimary"
+        " order by i.indisprimary desc, count(*), i.indexrelid",
         (oid,),
     )
-    return [tuple(row[0]) for row in rows]
+    return [Index(tuple(names), unique, primary) for names, unique, primary in rows]
+
+
+def columns_of(source: Connection, oid: int) -> tuple[Column, ...]:
+    """Return a table's columns. ``raw_type`` is what a destination gives them that knows it."""
+    return _columns(source, None, {"oid": oid, **_NO_EXPRESSIONS})
+
+
+def planned_rows(connection: Connection, query: sql.Composable) -> int:
+    """Return how many rows the planner expects of a query. Nothing is read."""
+    row = connection.execute(sql.SQL("explain (format json) {}").format(query)).fetchone()
+    assert row is not None
+    return int(row[0][0]["Plan"]["Plan Rows"])
 
 
 def missing_column(

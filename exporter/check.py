@@ -69,7 +69,7 @@ def look(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
             yield from _tried("analytics", "rights", _rights(analytics, definitions))
         for definition in definitions:
             if core:
-                yield from _tried(definition.key, "source", _source(core, analytics, definition))
+                yield from _tried(definition.key, "source", of_source(core, analytics, definition))
             if analytics:
                 yield from _tried(definition.key, "lock", _lock(analytics, definition))
 
@@ -222,9 +222,10 @@ def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Fi
 # -- a definition
 
 
-def _source(
+def of_source(
     core: Connection, analytics: Connection | None, definition: Definition
 ) -> Iterator[Finding]:
+    """Yield what there is to say of a definition's source, and of raw with ``analytics``."""
     key = definition.key
     name = quoted(core, definition.source_schema, definition.source_table)
     missing = tuple(grants.missing_on_source(core, definition))
@@ -250,7 +251,7 @@ def _index(core: Connection, definition: Definition, table: Table, name: str) ->
     if table.kind not in ("r", "p", "m"):
         yield Finding("ok", key, "index", f"({columns}) is the matter of what {name} reads")
         return
-    fitting = [one for one in indexes(core, table.oid) if one[:1] == order[:1]]
+    fitting = [i.columns for i in indexes(core, table.oid) if i.columns[:1] == order[:1]]
     if fitting:
         best = max(fitting, key=lambda one: one[: len(order)] == order)[: len(order)]
         yield Finding("ok", key, "index", f"({', '.join(quoted(core, one) for one in best)})")

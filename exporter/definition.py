@@ -222,7 +222,7 @@ class _Reader:
         known = _keys_below(key)
         for name in value:
             if name not in known:
-                near = difflib.get_close_matches(_snake(str(name)), known, 1)
+                near = difflib.get_close_matches(snake_case(str(name)), known, 1)
                 full = f"{key}.{name}" if key else str(name)
                 advice = f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)
                 self.fail(full, f"is not a key of the exporter; {advice}")
@@ -292,5 +292,7 @@ def _keys_below(group: str) -> dict[str, Any]:
     return found
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+def snake_case(name: str) -> str:
+    """Return ``invoice_id`` for ``InvoiceID``, ``order_lines`` for ``Order Lines``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return re.sub(r"\W+", "_", words).strip("_").lower()

@@ -30,6 +30,17 @@ def find(start: Path) -> Path:
 
 def definitions(root: Path) -> list[Definition]:
     """Return every definition of the project, in the order of files. Raises UsageError's kinds."""
+    found = declared(root)
+    if not found:
+        raise ProjectError(
+            f"no table of {root} is declared for the exporter",
+            hint="exporter new --list shows what there is, exporter new TABLE declares one",
+        )
+    return found
+
+
+def declared(root: Path) -> list[Definition]:
+    """Return the same, also where there is none."""
     config = read(root / "dbt_project.yml")
     variables = config.get("vars") or {}
     found: list[Definition] = []
@@ -42,11 +53,6 @@ def definitions(root: Path) -> list[Definition]:
         if one.key in seen:
             raise DefinitionError(f"{one.where}: key {one.key} stands in {seen[one.key].where} too")
         seen[one.key] = one
-    if not found:
-        raise ProjectError(
-            f"no table of {root} is declared for the exporter",
-            hint="give a dbt source table a config.meta.exporter block (see the README)",
-        )
     return found
 
 

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from exporter import state, window
-from exporter.catalog import Table, find_table, indexes
+from exporter.catalog import Table, find_table, indexes, planned_rows
 from exporter.connection import Connection, connect
 from exporter.definition import Definition
 from exporter.errors import ExporterError
@@ -26,6 +26,7 @@ from exporter.state import SCHEMA, State
 
 COUNTED = 10_000  # rows; beyond them the planner's estimate is told
 RUNS = 10
+_SMALL = 128  # blocks, 1 MB: read whole where no index serves
 _PATIENCE = 2000  # milliseconds that the source may spend on one question
 
 _RUN = (
@@ -201,12 +202,13 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
         if stored.next_block:  # a first load that is under way
             left = max(0.0, 1 - stored.next_block / max(1, table.blocks))
             return Behind(round(max(table.rows, 0) * left), True, None)
-        indexed = any(names[0] == cursor.name for names in indexes(source, table.oid))
+        indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))
         where: sql.Composable = sql.SQL("true")
         if stored.cursor:
             view = window.Window(cursor, id_column, None, None, 0, None, None)
             where = window.after(view, stored.cursor)
-        rows = _count(source, definition, table, where, indexed or not stored.cursor)
+        small = table.kind in ("r", "m") and table.blocks <= _SMALL
+        rows = _count(source, definition, table, where, indexed or small or not stored.cursor)
         if rows == 0:
             return Behind(0, False, 0.0)
         seconds = None
@@ -214,7 +216,9 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
             seconds = _seconds(source, definition, stored.cursor.value)
         if rows is not None and rows <= COUNTED:
             return Behind(rows, False, seconds)
-        return Behind(_estimate(source, definition, where), True, seconds)
+        query = sql.SQL("select from {} where {}").format(definition.source, where)
+        planned = planned_rows(source, query)
+        return Behind(planned if planned > 1 else 0, True, seconds)  # it never says 0
 
 
 def _count(
@@ -238,14 +242,6 @@ def _count(
     except psycopg.errors.QueryCanceled:
         return None
     return int(row[0]) if row else None
-
-
-def _estimate(source: Connection, definition: Definition, where: sql.Composable) -> int:
-    row = source.execute(
-        sql.SQL("explain (format json) select from {} where {}").format(definition.source, where)
-    ).fetchone()
-    assert row is not None
-    return int(row[0][0]["Plan"]["Plan Rows"])
 
 
 def _seconds(source: Connection, definition: Definition, position: str) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -172,6 +172,13 @@ def _workplace(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
     for url, name in zip(servers, names, strict=True):
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f"drop database {name} with (force)".encode())
+
+
+def as_role(url: str, role: str) -> str:
+    """The same database as another role, whose password is `secret`."""
+    parts = urlsplit(url)
+    where = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(role)}:secret@{where}"))
 
 
 fill = demo.fill

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 import pytest
@@ -18,7 +18,7 @@ from exporter import check, state
 from exporter.embedded import running_server
 from exporter.errors import ServerError
 from exporter.project import definitions
-from tests.conftest import Workplace, compare
+from tests.conftest import Workplace, as_role, compare
 from tests.test_integrity import ITEM
 
 TABLE = (
@@ -47,16 +47,10 @@ def limited(items: Workplace) -> Iterator[Workplace]:
         database = urlsplit(url).path[1:]
         items.query(url, f"revoke all on database {database} from public")
         items.query(url, f'grant connect on database {database} to "{role}"')
-    core, analytics = (_as(url, role) for url, role in zip(ours, roles, strict=True))
+    core, analytics = (as_role(url, role) for url, role in zip(ours, roles, strict=True))
     yield Workplace(items.folder, core, analytics)
     for url, role in zip(ours, roles, strict=True):
         items.query(url, f'drop owned by "{role}" cascade; drop role "{role}"')
-
-
-def _as(url: str, role: str) -> str:
-    parts = urlsplit(url)
-    where = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{role.replace(' ', '%20')}:secret@{where}"))
 
 
 def _check(place: Workplace, *words: str, status: int = 0) -> dict[str, dict[str, object]]:
@@ -179,7 +173,7 @@ def test_the_least_grants_are_enough(items: Workplace, limited: Workplace) -> No
 
 def test_rights_on_tables_of_somebody_else(items: Workplace, limited: Workplace) -> None:
     items.load("Item")
-    reader = str(urlsplit(limited.core).username).replace("%20", " ")
+    reader = unquote(str(urlsplit(limited.core).username))
     items.query(items.core, f'grant usage on schema public to "{reader}";'
                 f'grant select on item to "{reader}"')  # fmt: skip
     missing = _check(limited, status=1)["analytics rights"]

@@ -1,0 +1,138 @@
+"""``exporter new``: a definition and a staging model, from the core database's own catalog."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter import text
+from exporter.cli import CORE, Call, as_json, out, shared
+from exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from exporter.connection import Connection
+    from exporter.definition import Definition
+
+
+_SHOWN = 12  # answers that an error names
+
+
+@click.command("new")
+@click.argument("table", metavar="[TABLE]", required=False)
+@click.option("--list", "as_list", is_flag=True, help="Show the tables that have no definition.")
+@click.option("--cursor", metavar="COLUMN", help="The column that grows with every change.")
+@click.option("--id-field", metavar="COLUMN", help="Tells rows with the same cursor apart.")
+@click.option("--conflict-columns", metavar="A,B", help="The columns that tell rows apart.")
+@click.option("--append", is_flag=True, help="No column tells rows apart: an append-only log.")
+@click.option("--key", metavar="KEY", help="What `exporter load` is given; the table's name.")
+@click.option("--name", metavar="NAME", help="The raw table; the table's name in snake_case.")
+@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take what is likely, or fail.")
+@as_json
+@shared
+def command(
+    call: Call, table: str | None, as_list: bool, as_json: bool, yes: bool, **wished: Any
+) -> None:
+    """Write the definition and the staging model of a TABLE of the core database.
+
+    TABLE may be `customer`, `sales.Order`, or as near to it as leaves no doubt. No file is ever
+    overwritten.
+    """
+    from exporter import project  # noqa: PLC0415  what --help does not need
+    from exporter.connection import connect  # noqa: PLC0415
+
+    if (table is None) != as_list or (as_json and not as_list):
+        raise UsageError("exporter new takes a TABLE, or --list", hint="exporter new --list")
+    root = call.root(CORE)
+    declared = project.declared(root)
+    with connect(CORE) as source:
+        source.execute("set default_transaction_read_only = on")
+        if table is None:
+            _list(source, declared, as_json)
+        else:
+            _write(call, root, source, declared, table, yes, wished)
+
+
+def _write(
+    call: Call,
+    root: Path,
+    source: Connection,
+    declared: list[Definition],
+    table: str,
+    yes: bool,
+    wished: dict[str, Any],
+) -> None:
+    from exporter import check, new, project, survey  # noqa: PLC0415
+
+    columns = wished.pop("conflict_columns") or ""
+    wishes = new.Wishes(
+        conflict_columns=tuple(filter(None, (one.strip() for one in columns.split(",")))), **wished
+    )
+    relation = survey.described(source, survey.find(survey.relations(source), table))
+    ask = _prompt if not yes and sys.stdin.isatty() and sys.stdout.isatty() else _refuse
+    plan = new.decide(source, relation, declared, wishes, ask)
+    for file in new.write(root, source, plan):
+        out(str(_near(file)))
+    for limit in plan.limits:
+        call.console.say(limit, "warning", key=plan.key)
+    definition = project.choose(project.declared(root), (plan.key,))[0]
+    for one in check.of_source(source, None, definition):
+        if one.status != "ok":
+            told = "\n  → ".join([f"{one.check}: {one.message}", *one.fix])
+            call.console.say(told, "warning", key=plan.key)
+    command = f"exporter load {shlex.quote(plan.key)} && dbt run -s {plan.model}"
+    if call.environment:
+        command = command.replace(" && ", f" --env {shlex.quote(call.environment)} && ")
+    if root != Path.cwd():
+        command = f"cd {shlex.quote(str(_near(root)))} && {command}"
+    out(command)
+
+
+def _prompt(question: str, answers: Sequence[str], flag: str) -> str:
+    click.echo(", ".join(answers), err=True)
+    return str(
+        click.prompt(question, type=click.Choice(list(answers)), show_choices=False, err=True)
+    )
+
+
+def _refuse(question: str, answers: Sequence[str], flag: str) -> str:
+    more = " …" if len(answers) > _SHOWN else ""
+    raise UsageError(f"{question} {', '.join(answers[:_SHOWN])}{more}", hint=f"{flag} says it")
+
+
+def _near(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _list(source: Connection, declared: list[Definition], as_json: bool) -> None:
+    from exporter import survey  # noqa: PLC0415
+
+    known = {(one.source_schema, one.source_table) for one in declared}
+    rows = []
+    for plain in survey.undeclared(survey.relations(source), known):
+        one = survey.described(source, plain)
+        found, size = survey.cursors(one), survey.estimate(source, one)
+        if as_json:
+            told = {
+                "schema": one.schema,
+                "table": one.name,
+                "rows": size,
+                "cursor": found.names[0] if found.sure else None,
+                "candidates": list(found.names),
+                "conflict_columns": list(one.key),
+            }
+            out(json.dumps(told))
+        cursor = found.names[0] if found.sure else "?" if found.names else "-"
+        rows.append(
+            (str(one), "-" if size is None else text.number(size), cursor, ", ".join(one.key))
+        )
+    if not as_json:
+        head = ("TABLE", "ROWS", "CURSOR", "PRIMARY KEY")
+        for line in text.table(head, rows, right=("ROWS",), width=text.width()):
+            out(line)

@@ -11,7 +11,7 @@ import re
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 from psycopg import errors, sql
@@ -66,15 +66,15 @@ def copy_out(
         query, sql.SQL("binary" if binary else "text")
     )
     _start(pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_OUT)
-    if limit:
-        yield from _batches(pgconn, binary, limit)
-    else:
-        yield from _one_batch(pgconn, binary)
-    _finish(pgconn)
+    rows = _batches(pgconn, binary, limit) if limit else _one_batch(pgconn, binary)
+    any_row = yield from rows
+    _finish(pgconn)  # before the batch ends: what a failed copy has given is not all of it
+    if any_row:
+        yield END_OF_BATCH
 
 
-def _one_batch(pgconn: abc.PGconn, binary: bool) -> Iterator[Block]:
-    """Yield all rows. Nothing is asked of a row: this is the way of a first load."""
+def _one_batch(pgconn: abc.PGconn, binary: bool) -> Generator[Block, None, bool]:
+    """Yield all rows; return whether there were any. No row is looked at: a first load."""
     next_row = pgconn.get_copy_data
     rows: list[bytes] = []
     size = 0
@@ -99,13 +99,11 @@ def _one_batch(pgconn: abc.PGconn, binary: bool) -> Iterator[Block]:
             del block
             any_row = True
         if length < 0:
-            if any_row:
-                yield END_OF_BATCH
-            return
+            return any_row
 
 
-def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Iterator[Block]:
-    """Yield all rows, cut where the limit says."""
+def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Generator[Block, None, bool]:
+    """Yield all rows, cut where the limit says; return whether some follow the last cut."""
     rows: list[bytes] = []
     last = b""
     size = batch_rows = batch_size = 0
@@ -121,11 +119,11 @@ def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Iterator[Block]:
         if rows and (ends or large or size >= BLOCK):
             yield _joined(rows)
             rows, size = [], 0
+        if length < 0:
+            return batch_rows > 0
         if ends and batch_rows:
             yield END_OF_BATCH
             batch_rows = batch_size = 0
-        if length < 0:
-            return
         batch_rows += 1
         batch_size += length
         last = row

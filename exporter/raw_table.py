@@ -114,8 +114,8 @@ def _evolve(
             except psycopg.errors.FeatureNotSupported as error:  # a view has the column
                 raise DriftError(
                     f"{definition.key}: {error.diag.message_primary}: {error.diag.message_detail}",
-                    hint=f"drop what depends on it, {change.statement.as_string(destination)},"
-                    " and make it anew",
+                    hint=f"{change.statement.as_string(destination)}; drop before it what depends"
+                    " on the column, and make that anew after it, as dbt run does",
                 ) from None
             say(change.said)
         if STAMP not in existing and stamped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.conftest import Workplace, compare
@@ -224,3 +226,78 @@ def test_wrong_columns_are_refused(place: Workplace, name: str) -> None:
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+MODELS = {
+    "stg_thing": "{{ config(materialized='view') }}\n"
+    "select id, n, at, _exported_at from {{ source('analytics_raw', 'thing') }}",
+    "things": "{{ config(materialized='incremental', incremental_strategy='upsert',"
+    " unique_key='id', on_schema_change='sync_all_columns') }}\n"
+    "select * from {{ source('analytics_raw', 'thing') }}"
+    "{% if is_incremental() %} where {{ new_rows() }} {% endif %}",
+}
+
+
+def test_models_follow_each_kind_of_drift(bare: Workplace) -> None:
+    """One life of loads, with a `dbt run` behind each change of the source."""
+    define(bare)
+    for name, text in MODELS.items():
+        (bare.folder / "models" / f"{name}.sql").write_text(text)
+    bare.query(bare.core, CREATE)
+
+    def models_follow(columns: str) -> None:
+        bare.dbt("run", "--quiet", "-s", *MODELS)
+        compare(bare, "public.thing", "public.things", columns)
+        kinds = (
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute where attnum > 0"
+        )
+        kinds += " and not attisdropped and attrelid = '{}'::regclass order by 1"
+        raw = bare.query(bare.analytics, kinds.format("analytics_raw.thing"))
+        assert bare.query(bare.analytics, kinds.format("public.things")) == raw
+        rows = "select count(*) from {}"
+        seen = bare.query(bare.analytics, rows.format("public.stg_thing"))
+        assert seen == bare.query(bare.analytics, rows.format("analytics_raw.thing"))
+
+    bare.load()
+    models_follow("id, v, n, w, at")
+
+    # new: the models get the column at once, its older values with a full refresh
+    bare.query(bare.core, "alter table thing add late int default 7; " + INSERT)
+    bare.load()
+    bare.load("--full-refresh")
+    models_follow("id, v, n, w, at, late")
+
+    # widened
+    bare.query(bare.core, "alter table thing alter v type varchar(50);" + INSERT)
+    bare.query(
+        bare.core,
+        "update thing set v = repeat('x', 50), at = clock_timestamp() where id = 3",
+    )
+    assert "column v widened" in bare.run("exporter", "load").stderr
+    models_follow("id, v, n, w, at, late")
+
+    # dropped
+    bare.query(
+        bare.core,
+        "alter table thing drop late; update thing set v = 'd', at = clock_timestamp()"
+        " where id = 4; " + INSERT,
+    )
+    assert "no column late any more" in bare.run("exporter", "load").stderr
+    models_follow("id, v, n, w, at")
+    lost = bare.query(bare.analytics, "select id from things where late is null order by id")
+    assert [row for (row,) in lost] == [4, 103]
+
+    # refused, by what would be rewritten and by a view, and mended with the statements that it says
+    bare.query(
+        bare.core,
+        "alter table thing alter w type bigint, alter n type numeric(12,2);"
+        "insert into thing (id, n, w) values (200, 1234567890.5, 9876543210)",
+    )
+    for column, first in (("w", ""), ("n", "drop view public.stg_thing;")):
+        said = refused(bare)
+        assert f'alter column "{column}"' in said
+        statement = re.search(r'alter table "analytics_raw"[^;\n]*', said)
+        assert statement
+        bare.query(bare.analytics, first + statement[0])
+    bare.load()
+    models_follow("id, v, n, w, at")

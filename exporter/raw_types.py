@@ -41,7 +41,7 @@ _TEXT_FORM = frozenset(["tsquery", "oidvector", "int2vector"])
 # Their infinities are other values to the binary input of an older server.
 _INFINITE_SINCE = {"numeric": 140000, "interval": 170000}
 _NUMERIC_OF_ANY_SCALE = 150000
-_CHAR_IN_ESCAPES = 160000  # a "char" beyond ASCII is \377 in text; an older server takes the \
+_CHAR_IN_ESCAPES = 150000  # a "char" beyond ASCII is \377 in text; an older server takes the \
 _FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
 
 

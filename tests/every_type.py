@@ -294,7 +294,7 @@ def landed_alike(place: Workplace, relation: str, exclude: list[str]) -> None:
     here = place.query(place.core, f"select {digests} from typed")[0]
     there = place.query(place.analytics, f"select {digests} from analytics_raw.typed")[0]
     differ = [name for name, ours, theirs in zip(names, here, there, strict=True) if ours != theirs]
-    assert not differ
+    assert not differ, differ
     assert place.load("--full-refresh")["rows_written"] == 0
     place.query(
         place.core,

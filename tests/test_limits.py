@@ -57,9 +57,12 @@ def test_memory_with_rows_of_50_mb(product: Workplace) -> None:
 
 @linux
 @pytest.mark.parametrize("size", [20, pytest.param(340, marks=pytest.mark.long)])
-def test_memory_with_three_rows(product: Workplace, size: int) -> None:
+@pytest.mark.parametrize("path", ["binary", "text"])
+def test_memory_with_three_rows(product: Workplace, size: int, path: str) -> None:
     """In full, a table of a gigabyte."""
     fill(product.core, 1, 3)
+    if path == "text":
+        product.query(product.core, 'alter table "StatEvent" add forces_it tsquery')
     product.query(
         product.core,
         f'update "StatEvent" set referer = repeat(md5(id), {size} * 32768), updated_at = now()',

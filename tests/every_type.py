@@ -151,6 +151,8 @@ TYPES: dict[str, tuple[list[str], str]] = {
     "pair": (['(1,"a ""b"", c")', "(,)"], f"row(i, {TEXT})::pair"),
     "moods": (["{}"], "array['sad', null]::mood[]"),
     "floatrange": (["[1.5,2.5)"], "floatrange(random(), 9)"),
+    "integer[]": (["{}", "[2:3]={7,8}", "{{{1},{NULL}},{{2},{3}}}"], "array[i, null]"),
+    "text[]": (["{}", '[0:1]={NULL,"a, \\"b\\""}'], f"array[{TEXT}, '']"),
     "code": (["", "é"], f"left({TEXT}, i % 5)"),
     "amount": (["NaN", "0.10"], "random() * 1e5"),
     "amounts": (["{1,NULL}"], "array[random() * 1e5]::amounts"),
@@ -227,7 +229,7 @@ def make(place: Workplace) -> dict[str, str]:
             f"case when i <= {len(known)} then (array[{literals}])[i]::{kind}"
             f" when i % 50 = 0 and {kind != 'code'} then null else ({expression})::{kind} end"
         )
-        if kind not in ("oidvector", "int2vector"):  # arrays already
+        if not kind.endswith(("vector", "[]")) or kind == "tsvector":  # arrays already
             columns[column(kind, "a")] = f"{kind}[]"
             one = f"({expression})::{kind}"
             null = one if kind == "code" else "null"

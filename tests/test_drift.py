@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 
+import psycopg
 import pytest
 
-from tests.conftest import Workplace, compare
+from tests.conftest import ROOT, Workplace, compare
 
 TABLE = """
 - name: thing
@@ -185,6 +189,17 @@ def test_table_of_a_migration_is_used_as_it_is(place: Workplace, freeze: bool, s
     assert place.load()["rows_written"] == 4
 
 
+def test_dropped_column_of_a_type_that_the_source_lacks(place: Workplace) -> None:
+    define(place)
+    place.query(place.core, CREATE + "update thing set v = 'green'")
+    place.query(place.analytics, OWNED.format(""))
+    place.load()
+    place.query(place.core, "alter table thing drop v; update thing set n = 3 where id = 1")
+    place.load()
+    lost = "select id from analytics_raw.thing where v is null"
+    assert place.query(place.analytics, lost) == [(1,)]
+
+
 def test_expressions_are_computed_by_the_source(place: Workplace) -> None:
     columns = ", columns: [id, n, {name: v, expression: \"md5('salt' || v)\"}, "
     columns += "{name: double, expression: 'w::bigint * 2'}]"
@@ -226,6 +241,52 @@ def test_wrong_columns_are_refused(place: Workplace, name: str) -> None:
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SOURCES = {
+    "table": "",
+    "view": "alter table thing rename to hidden; create view thing as select * from hidden",
+    "materialized view": "alter table thing rename to hidden;"
+    " create materialized view thing as select * from hidden",
+}
+CHANGES = {
+    "table": "alter table thing add x int",
+    "view": "alter table hidden add x int",
+    "materialized view": "alter materialized view thing rename w to x",
+}
+
+
+def wait_for_lock(place: Workplace, url: str) -> None:
+    """Wait until a load waits for somebody's lock."""
+    found = "select count(*) from pg_stat_activity where application_name = 'dbt-exporter'"
+    found += " and wait_event_type = 'Lock' and datname = current_database()"
+    deadline = time.monotonic() + 30
+    while place.query(url, found) == [(0,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def start_load(place: Workplace, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "exporter", "load", *words],
+        cwd=place.folder,
+        env={**place.environment, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_source_cannot_change_within_a_load(thing: Workplace, source: str) -> None:
+    thing.query(thing.core, SOURCES[source] or "select 1")
+    with psycopg.connect(thing.analytics) as holder:
+        holder.execute("lock table analytics_raw.thing in access exclusive mode")
+        load = start_load(thing, "--full-refresh")
+        wait_for_lock(thing, thing.analytics)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            thing.query(thing.core, f"set lock_timeout = 200; {CHANGES[source]}")
+    assert load.wait(60) == 0
+    thing.query(thing.core, CHANGES[source])
+    assert thing.run("exporter", "load").returncode == 0
 
 
 MODELS = {

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests import every_type
-from tests.conftest import ROOT, Workplace
+from tests.conftest import ROOT, Workplace, compare
 
 TEXT_FORM = ["tsquery", "oidvector", "int2vector"]
 NOT_BINARY = [*map(every_type.column, TEXT_FORM), every_type.column("tsquery", "a")]
@@ -89,6 +89,43 @@ def test_tables_of_any_shape_land(place: Workplace, shape: str) -> None:
         assert rows[0] == rows[1]
         if shape not in ("empty", "materialized"):
             place.query(place.core, "insert into shape (id) select 1 + max(id) from shape")
+
+
+ODD = [
+    "intervalstyle = 'sql_standard'",
+    "bytea_output = 'escape'",
+    "extra_float_digits = -5",
+    "xmloption = 'document'",
+    "array_nulls = off",
+    "quote_all_identifiers = on",
+    "timezone = 'Asia/Kolkata'",
+    "search_path = 'pg_catalog'",
+]
+
+
+def test_settings_of_the_databases_change_nothing(place: Workplace) -> None:
+    xml = "xml" if every_type.has_xml(place, place.core) else "text"
+    place.query(
+        place.core,
+        f"create table shape (id int primary key, b bytea, i interval, d date, t timestamptz,"
+        f" f float8, a text[], m money, n numeric, x {xml});"
+        " insert into shape values (1, '\\x005cff', '-1 mon 2 days -3:04:05.6', '2026-12-11',"
+        " '2026-12-11 10:09:08.7+05:30', 0.1::float8 + 0.2, array['NULL', null], 12.34, 1.10,"
+        " 'a &amp; <b/>')",
+    )
+    place.query(place.core, "create view seen as select * from shape")
+    for relation in ("shape", "seen"):  # binary, text
+        place.define(every_type.SHAPE.format(relation))
+        for url, style in ((place.core, "German"), (place.analytics, "SQL, DMY")):
+            name = url.rpartition("/")[2].partition("?")[0]
+            settings = [*ODD, f"datestyle = '{style}'"]
+            place.query(url, "; ".join(f"alter database {name} set {one}" for one in settings))
+        place.load()
+        for url in (place.core, place.analytics):
+            name = url.rpartition("/")[2].partition("?")[0]
+            place.query(url, f"alter database {name} reset all")
+        compare(place, "public.shape", "analytics_raw.shape")
+        place.query(place.analytics, "drop schema analytics_raw cascade")
 
 
 def test_source_in_latin1(place: Workplace, servers: tuple[str, str]) -> None:

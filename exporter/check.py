@@ -24,7 +24,7 @@ from exporter.connection import Connection, connect, require
 from exporter.definition import Definition
 from exporter.drift import plan
 from exporter.errors import ExporterError
-from exporter.raw_table import STAMP
+from exporter.raw_table import DELETED, STAMP
 from exporter.retry import first_line
 
 _VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
@@ -288,11 +288,12 @@ def _drift(analytics: Connection, definition: Definition, table: Table) -> Itera
     columns = landed_columns(definition, table)
     drift = plan(definition, columns, [c.name for c in table.columns], existing, remembered)
     said = [*(change.said for change in drift.changes), *drift.told]
-    if STAMP not in existing:
-        said.append(f"{raw} has no {STAMP}")
-    if drift.changes and not grants.owns(analytics, definition):
+    ours = {STAMP: definition.evolution == "evolve", DELETED: definition.deletes == "mark"}
+    added = [name for name, wanted in ours.items() if wanted and name not in existing]
+    said += [f"{raw} gets {name}" for name in added]
+    if (drift.changes or added) and not grants.owns(analytics, definition):
         statements = tuple(f"{one.statement.as_string(analytics)};" for one in drift.changes)
-        said = [f"only the owner of {raw} can take over a new column", *said]
+        said = [f"only the owner of {raw} can change its columns", *said]
         yield Finding("fail", key, "drift", "; ".join(said), statements)
     elif said:
         yield Finding("warn", key, "drift", "; ".join(said))

@@ -113,7 +113,8 @@ def _cursor(relation: Relation, wishes: Wishes, ask: Ask) -> str:
             hint="give it a column that the database sets with every change, updated_at, say",
         )
     asked = f"{relation}: which column grows with every change of a row?"
-    return ask(asked, found.names, "--cursor COLUMN")
+    answer = ask(asked, found.names, "--cursor COLUMN")
+    return _known(relation, answer, "--cursor") or answer
 
 
 def _conflict_columns(
@@ -126,8 +127,9 @@ def _conflict_columns(
     if wishes.conflict_columns or relation.key or not changes:
         return wishes.conflict_columns or relation.key
     names = [column.name for column in relation.columns]
-    asked = f"{relation}: which column tells its rows apart?"
-    return (ask(asked, names, "--conflict-columns A,B, or --append for a log of versions,"),)
+    asked = f"{relation}: which columns tell its rows apart?"
+    answer = ask(asked, names, "--conflict-columns A,B, or --append for a log of versions,")
+    return tuple(name.strip() for name in answer.split(","))
 
 
 def _known(relation: Relation, name: str | None, flag: str) -> str | None:

@@ -71,7 +71,10 @@ class Behind:
 
 @dataclass(frozen=True)
 class Status:
-    """How a definition stands. ``ended`` is the last run's: never, running, ok, failed or died."""
+    """How a definition stands.
+
+    ``ended`` is the last run's: never, running, ok, failed, interrupted or died.
+    """
 
     definition: Definition
     ended: str

@@ -205,6 +205,8 @@ def test_drift_is_told_before_it_happens(items: Workplace) -> None:
     _apply(items, items.analytics, drift)
     items.load("Item")
     compare(items, "public.item", "analytics_raw.item")
+    items.define(ITEM + "        deletes: mark\n")
+    assert "gets _deleted_at" in str(_check(items)["Item drift"]["message"])
 
 
 def test_who_holds_the_lock(items: Workplace) -> None:

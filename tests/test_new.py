@@ -229,15 +229,15 @@ def test_a_question_on_a_terminal(shop: Workplace) -> None:
     shown = b""
     while b"rows apart?" not in shown:
         shown += os.read(ours, 1000)
-    os.write(ours, b"nonsense\n")
-    while b"is not one of" not in shown:
+    os.write(ours, b"id, stat\n")
+    while b"did you mean state?" not in shown:
         shown += os.read(ours, 1000)
-    os.write(ours, b"id\n")
+    os.write(ours, b"id, state\n")
     while b"dbt run -s" not in shown:
         shown += os.read(ours, 1000)
     assert process.wait() == 0
     os.close(ours)
-    assert _declared(shop, "latest_orders")["conflict_columns"] == ["id"]
+    assert _declared(shop, "latest_orders")["conflict_columns"] == ["id", "state"]
 
 
 def test_tables_that_may_not_be_read(shop: Workplace) -> None:

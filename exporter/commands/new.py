@@ -13,7 +13,7 @@ import click
 
 from exporter import text
 from exporter.cli import CORE, Call, as_json, out, shared
-from exporter.errors import UsageError
+from exporter.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from exporter.connection import Connection
@@ -94,10 +94,15 @@ def _write(
 
 
 def _prompt(question: str, answers: Sequence[str], flag: str) -> str:
-    click.echo(", ".join(answers), err=True)
-    return str(
-        click.prompt(question, type=click.Choice(list(answers)), show_choices=False, err=True)
-    )
+    def chosen(typed: str) -> str:
+        for name in typed.split(","):
+            if name.strip() not in answers:
+                raise click.BadParameter(f"no {name.strip()}; {nearest(name.strip(), answers)}")
+        return typed
+
+    for line in text.wrapped(f"{', '.join(answers)} ({flag} says it, too)", text.width() or 80):
+        click.echo(line, err=True)
+    return str(click.prompt(question, value_proc=chosen, prompt_suffix=" ", err=True))
 
 
 def _refuse(question: str, answers: Sequence[str], flag: str) -> str:

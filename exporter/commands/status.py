@@ -73,8 +73,8 @@ def _standing(standing: list[Status]) -> list[str]:
 
 def _notes(one: Status) -> list[str]:
     key = one.definition.key
-    if one.ended == "failed":
-        return _wrapped(f"{key} failed: {(one.run or {}).get('error')}")
+    if one.ended in ("failed", "interrupted"):
+        return _wrapped(f"{key} {one.ended}: {(one.run or {}).get('error')}")
     if one.ended == "died":
         return _wrapped(
             f"{key} died: its last run recorded no end, and no session holds its lock;"

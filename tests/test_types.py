@@ -125,6 +125,11 @@ def test_settings_of_the_databases_change_nothing(place: Workplace) -> None:
             name = url.rpartition("/")[2].partition("?")[0]
             place.query(url, f"alter database {name} reset all")
         compare(place, "public.shape", "analytics_raw.shape")
+        name = place.core.rpartition("/")[2].partition("?")[0]
+        for setting in ("off", "on"):  # no type has another name then
+            place.query(place.core, f"alter database {name} set quote_all_identifiers = {setting}")
+            place.load()
+        place.query(place.core, f"alter database {name} reset all")
         place.query(place.analytics, "drop schema analytics_raw cascade")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -144,6 +144,32 @@ def find_table(
         has_xmin=has_xmin,
         in_blocks=in_blocks,
         unique_keys=tuple(frozenset(_names(text)) for text in keys),
+    )
+
+
+# From statistics: to ask for a file's size would wait where a table is locked.
+_SIZES = """
+with recursive part (root, oid) as (
+    select c.oid, c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where (n.nspname, c.relname) in (select * from unnest(%s::text[], %s::text[]))
+    union all
+    select p.root, i.inhrelid from part p join pg_inherits i on i.inhparent = p.oid
+)
+select n.nspname, r.relname, sum(greatest(c.relpages, 0))
+from part p join pg_class c on c.oid = p.oid join pg_class r on r.oid = p.root
+    join pg_namespace n on n.oid = r.relnamespace
+group by r.oid, 1, 2
+"""
+
+
+def largest_first(source: Connection, definitions: Iterable[Definition]) -> list[Definition]:
+    """Return the definitions in the order of their source tables' sizes, as last analyzed."""
+    chosen = list(definitions)
+    names = [(one.source_schema, one.source_table) for one in chosen]
+    rows = source.execute(_SIZES, [list(part) for part in zip(*names, strict=True)]).fetchall()
+    sizes = {(schema, table): size for schema, table, size in rows}
+    return sorted(
+        chosen, key=lambda one: sizes.get((one.source_schema, one.source_table), 0), reverse=True
     )
 
 

@@ -19,6 +19,7 @@ from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
+from exporter.ranges import Crew
 from exporter.report import Result, record_failure
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
@@ -33,6 +34,7 @@ def load(
     span: window.Span | None = None,
     after: Callable[[Load], None] | None = None,
     command: str = "load",
+    crew: Crew = ranges.ALONE,
 ) -> Result:
     """Land what is new of one definition. Never raises ExporterError: the result carries it.
 
@@ -54,8 +56,9 @@ def load(
         with contextlib.ExitStack() as stack:
             destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
             source = stack.enter_context(connect("DATABASE_URL_CORE"))
+            stack.enter_context(crew.watching(destination, source))
             progress = functools.partial(console.progress, definition.key)
-            one = Load(definition, source, destination, result, say, progress)
+            one = Load(definition, source, destination, result, say, progress, crew)
             try:
                 one.run(full_refresh, span, after)
             except BaseException as error:
@@ -136,6 +139,7 @@ class Load:
         result: Result,
         say: Say,
         progress: Progress,
+        crew: Crew,
     ) -> None:
         self.definition = definition
         self.source = source
@@ -143,6 +147,7 @@ class Load:
         self.result = result
         self.say = say
         self.progress = progress
+        self.crew = crew
 
     def run(
         self,
@@ -302,9 +307,11 @@ class Load:
             # A row of these blocks that is as it was in the first snapshot is not in raw; an older
             # version of one that has changed since may be.
             changed_since=self.view.xmin_since if same else None,
-            snapshot=None,
+            snapshot=self._exported() if self.crew.shares else None,
         )
-        self._land_ranges(first, table)
+        transfer.tell(first.query(ranges.Range(0, begin, begin + first.step)), first.count)
+        tally = ranges.Tally(first, table.rows, self.result, self.progress)
+        self.crew.land(first, self.source, self.destination, tally)
         raw_table.ensure_key(self.destination, raw)
         current = replace(current, next_block=first.last)
         if same and self.view.xmin_since:
@@ -312,15 +319,10 @@ class Load:
             transfer.land(changed, lambda _: current)
         return replace(current, file=None, next_block=None, run=None, cursor=self._top())
 
-    def _land_ranges(self, first: ranges.FirstLoad, table: Table) -> None:
-        parts = list(first.ranges())
-        if parts:
-            self.transfer.tell(first.query(parts[0]), more=len(parts) - 1)
-        tally = ranges.Tally(first, table.rows, self.result.totals, self.progress)
-        for one in ranges.land(
-            first, self.source, self.destination, iter(parts), tally.passed, lambda: None
-        ):
-            tally.landed(one)
+    def _exported(self) -> str:
+        """Let other sessions see this snapshot, for as long as it is open."""
+        row = self.source.execute("select pg_export_snapshot()").fetchone()
+        return str(row[0]) if row else ""
 
     def _top(self) -> Position | None:
         """Return the furthest position that the snapshot shows."""

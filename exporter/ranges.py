@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import psycopg
 from psycopg import sql
@@ -17,8 +19,9 @@ from exporter.connection import Connection
 from exporter.console import Progress
 from exporter.copy import END_OF_BATCH, Block, ReadAhead, copy_out
 from exporter.definition import Definition
+from exporter.errors import DatabaseError
 from exporter.raw_table import Raw
-from exporter.report import Totals
+from exporter.report import Result
 from exporter.transfer import Passed, next_batch, select
 
 BLOCKS = 2048  # of a range: 16 MB of the source's pages
@@ -65,9 +68,14 @@ class FirstLoad:
             yield Range(number, first, first + self.step)
 
     @property
+    def count(self) -> int:
+        """The number of ranges."""
+        return len(range(self.begin, self.end, self.step))
+
+    @property
     def last(self) -> int:
         """The block to go on from when all of it has landed."""
-        return self.begin + len(range(self.begin, self.end, self.step)) * self.step
+        return self.begin + self.count * self.step
 
     def stamp_of(self, part: Range) -> str:
         """Return the ``_exported_at`` of a range's rows: later than that of the range before it."""
@@ -158,18 +166,55 @@ def _land(
     return Landed(part)
 
 
+class Crew(Protocol):
+    """Who lands the ranges of a first load."""
+
+    shares: bool  # sessions other than the load's own read, too
+
+    def watching(self, *sessions: Connection) -> contextlib.AbstractContextManager[None]:
+        """Let a load that uses these sessions be stopped. Raises KeyboardInterrupt."""
+
+    def land(
+        self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
+    ) -> None:
+        """Land them all. Raises psycopg.Error, ExporterError."""
+
+
+class Alone:
+    """The load itself, on its own sessions."""
+
+    shares = False
+
+    def watching(self, *_: Connection) -> contextlib.AbstractContextManager[None]:
+        """Ctrl-C reaches the load by itself."""
+        return contextlib.nullcontext()
+
+    def land(
+        self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
+    ) -> None:
+        """Land one range after the other."""
+        for one in land(
+            first, source, destination, first.ranges(), tally.passed, lambda: time.sleep(0.01)
+        ):
+            tally.landed(one)
+
+
+ALONE = Alone()
+
+
 class Tally:
     """Counts what all who land ranges of a first load have done. Safe to call from threads."""
 
-    def __init__(self, first: FirstLoad, rows: float, totals: Totals, progress: Progress) -> None:
+    def __init__(self, first: FirstLoad, rows: float, result: Result, progress: Progress) -> None:
         self._first = first
-        self._totals = totals
+        self._result = result
         self._progress = progress
         self._known = rows > 0 and first.begin == 0
         self._expected: float | None = rows if self._known else None
-        self._rows, self._size = totals.rows_read, totals.bytes
-        self._before = totals.rows_read
+        self._rows, self._size = result.totals.rows_read, result.totals.bytes
+        self._before = self._rows
         self._lock = threading.Lock()
+        progress(self._rows, self._size, self._expected)
 
     def passed(self, block: Block) -> None:
         """Count a block that is on its way."""
@@ -180,7 +225,7 @@ class Tally:
 
     def landed(self, one: Landed) -> None:
         """Count a range that is committed."""
-        first, totals = self._first, self._totals
+        first, totals = self._first, self._result.totals
         with self._lock:
             totals.add(one.rows, one.written, one.size)
             if not self._known and first.begin == 0:
@@ -191,8 +236,17 @@ class Tally:
 
 @contextlib.contextmanager
 def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
-    """See in a second session what the session sees that exported the snapshot."""
+    """See in a second session what the session sees that exported the snapshot.
+
+    Raises DatabaseError where that one is over, or on another server.
+    """
     source.execute("begin isolation level repeatable read read only")
-    source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
+    try:
+        source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
+    except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
+        raise DatabaseError(
+            f"{first.definition.key}: the snapshot of this first load is gone",
+            hint="DATABASE_URL_CORE must name the same server for all who share a load",
+        ) from None
     yield
     source.execute("commit")

@@ -50,7 +50,10 @@ create table if not exists {SCHEMA}._exporter_runs (
     cursor_id text,
     error text
 );
+-- what tables of an earlier version lack
 alter table {SCHEMA}._exporter_state add column if not exists run text;
+alter table {SCHEMA}._exporter_runs
+    add column if not exists rows_deleted bigint not null default 0;
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
 comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a definition';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
@@ -96,17 +99,24 @@ _COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PL
 
 
 def create_tables(destination: Connection) -> None:
-    """Create the two tables where they are missing."""
-    if not tables_exist(destination):
-        # Two first runs at once would both try: creating is not atomic under "if not exists".
+    """Create the two tables where they are missing, or of an earlier version."""
+    newest = destination.execute(
+        "select count(*) from pg_attribute where not attisdropped and (attrelid, attname) in"
+        " ((to_regclass(%s), 'run'), (to_regclass(%s), 'rows_deleted'))",
+        (f"{SCHEMA}._exporter_state", f"{SCHEMA}._exporter_runs"),
+    ).fetchone()
+    if newest != (2,):
         with destination.transaction():
-            destination.execute("select pg_advisory_xact_lock(%s)", (_number(SCHEMA),))
             create_schema(destination, SCHEMA)
             destination.execute(_TABLES)
 
 
 def create_schema(destination: Connection, name: str) -> None:
-    """Create a schema where it is missing."""
+    """Create a schema where it is missing, and keep others from it until the transaction ends.
+
+    Two first runs at once would both try: creating is not atomic under "if not exists".
+    """
+    destination.execute("select pg_advisory_xact_lock(%s)", (_number(name),))
     found = destination.execute("select from pg_namespace where nspname = %s", (name,)).fetchone()
     if found is None:  # "if not exists" would ask for a right that a mere loader need not have
         destination.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(name)))

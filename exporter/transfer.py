@@ -152,10 +152,10 @@ class Transfer:
         passed(END_OF_BATCH)
         return passed
 
-    def tell(self, query: sql.Composable, more: int = 0) -> None:
-        """Show what the source is asked for."""
+    def tell(self, query: sql.Composable, count: int = 1) -> None:
+        """Show what the source is asked for, ``count`` times with other blocks."""
         text = query.as_string(self.source)
-        ranges = f" -- and {more:,} more such ranges" if more else ""
+        ranges = f" -- and so on, {count:,} ranges" if count != 1 else ""
         self._say(f"source: {text}{ranges}", "debug", "sql", sql=text)
 
 

@@ -101,17 +101,18 @@ def _forget_everything(place: Workplace) -> None:
     place.query(place.analytics, "drop schema if exists analytics_raw cascade")
 
 
-def _seconds_of_a_load(product: Workplace, batch: int) -> float:
+def _seconds_of_a_load(product: Workplace, batch: int, jobs: str) -> float:
     began = time.monotonic()
-    process = _start(product, "StatEvent", BATCH_SIZE=str(batch))
+    process = _start(product, "StatEvent", "-j", jobs, BATCH_SIZE=str(batch))
     process.communicate()
     return time.monotonic() - began
 
 
+@pytest.mark.parametrize("jobs", ["1", "4"])
 @pytest.mark.parametrize(
     ("kills", "rows"), [(12, 20_000), pytest.param(100, 200_000, marks=pytest.mark.long)]
 )
-def test_killed_at_random_moments(product: Workplace, kills: int, rows: int) -> None:
+def test_killed_at_random_moments(product: Workplace, kills: int, rows: int, jobs: str) -> None:
     fill(product.core, 1, rows)
     chance = random.Random(1)
     ended = threading.Event()
@@ -129,12 +130,12 @@ def test_killed_at_random_moments(product: Workplace, kills: int, rows: int) -> 
     writer = threading.Thread(target=update)
     writer.start()
     killed = {True: 0, False: 0}  # in a first load, in an increment
-    lasts = {first: _seconds_of_a_load(product, rows // 40) for first in (True, False)}
+    lasts = {first: _seconds_of_a_load(product, rows // 40, jobs) for first in (True, False)}
     try:
         for number in range(kills):
             if number % 6 == 0:
                 _forget_everything(product)
-            process = _start(product, "StatEvent", BATCH_SIZE=str(rows // 40))
+            process = _start(product, "StatEvent", "-j", jobs, BATCH_SIZE=str(rows // 40))
             time.sleep(lasts[number % 6 < 3] * chance.uniform(0.3, 1))
             alive = process.poll() is None
             process.kill()
@@ -186,7 +187,7 @@ def test_server_crashes_in_the_middle(
             f'update "StatEvent" set updated_at = clock_timestamp() {UTC}'
             f" where id > 'evt_{first:012}'",
         )
-        process = _start(place, "StatEvent", BATCH_SIZE="300")
+        process = _start(place, "StatEvent", "-j", "4", BATCH_SIZE="300")
         time.sleep(chance.uniform(0.2, 0.5))
         crashed += process.poll() is None
         server.stop("immediate")

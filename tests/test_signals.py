@@ -104,6 +104,28 @@ def test_a_load_that_is_stopped(
     _same(place)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_loads_side_by_side_that_are_stopped(place: Workplace, number: signal.Signals) -> None:
+    slow_table(place, 200)
+    others = ("second", "third", "fourth")
+    place.define(
+        SLOW, *(SLOW.replace("slow\n  config", f"{n}\n  config").replace("Slow", n) for n in others)
+    )
+    with _started(place, "load", "-j", "3", BATCH_SIZE="10") as process:
+        _until(lambda: _rows(place) > 0)
+        process.send_signal(number)
+        begin = time.monotonic()
+        out, err = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 5
+    assert (process.returncode, out) == (130 if number == signal.SIGINT else 143, "")
+    assert err.count("interrupted") == len(err.splitlines()) == 3, err
+    runs = "select distinct status, finished_at is not null from analytics_raw._exporter_runs"
+    assert place.query(place.analytics, runs) == [("interrupted", True)]
+    assert 0 < _rows(place) < 200
+    place.load("Slow")
+    _same(place)
+
+
 @pytest.mark.long
 def test_ctrl_c_at_any_moment(product: Workplace) -> None:
     chance = random.Random(7)

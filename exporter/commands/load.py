@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
-from exporter.errors import SettingError, StoppedError, UsageError
+from exporter.errors import DatabaseError, SettingError, StoppedError, UsageError
 from exporter.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from exporter.definition import Definition
     from exporter.load import Load
+    from exporter.report import Result
 
 
 @click.command("load")
@@ -32,6 +35,19 @@ if TYPE_CHECKING:
     help="Then apply exporter.deletes to the rows that are gone at the source.",
 )
 @max_deletes
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="So many at once: definitions, the largest first, and ranges of a large first load.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    help="At most so many sessions on each database, whatever -j asks for.",
+)
 @as_json
 @shared
 def command(
@@ -42,6 +58,8 @@ def command(
     until: str | None,
     reconcile: bool,
     max_deletes: float,
+    jobs: int,
+    max_connections: int | None,
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
@@ -65,24 +83,26 @@ def command(
             )
     after = _reconciling(chosen, keys, max_deletes) if reconcile else None
     rows = _batch_size()
-    statuses = []
+    if rows:
+        chosen = [replace(definition, batch_rows=rows) for definition in chosen]
+    one = functools.partial(
+        load,
+        console=call.console,
+        full_refresh=full_refresh,
+        span=span,
+        after=after,
+        command="load --reconcile" if reconcile else "load",
+    )
+    errors = []
     with sigterm_interrupts():
-        for definition in chosen:
-            result = load(
-                replace(definition, batch_rows=rows) if rows else definition,
-                call.console,
-                full_refresh=full_refresh,
-                span=span,
-                after=after,
-                command="load --reconcile" if reconcile else "load",
-            )
+        for result in _results(chosen, one, min(jobs, max_connections or jobs)):
             call.console.ended(result, as_json=as_json)
-            if isinstance(result.error, StoppedError):
-                sys.exit(result.error.exit_status)
             if result.error:
-                statuses.append(result.error.exit_status)
+                errors.append(result.error)
+    statuses = {error.exit_status for error in errors}
+    stopped = [error.exit_status for error in errors if isinstance(error, StoppedError)]
     if statuses:
-        sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
+        sys.exit(stopped[0] if stopped else statuses.pop() if len(statuses) == 1 else 1)
 
 
 def _reconciling(
@@ -98,6 +118,25 @@ def _reconciling(
             hint="set it to mark or remove",
         )
     return reconcile(most)
+
+
+def _results(chosen: list[Definition], load: Callable[..., Result], jobs: int) -> Iterator[Result]:
+    if jobs == 1:
+        for definition in chosen:
+            yield (result := load(definition))
+            if isinstance(result.error, StoppedError):
+                break
+        return
+    import psycopg  # noqa: PLC0415  needed by -j alone
+
+    from exporter.catalog import largest_first  # noqa: PLC0415
+    from exporter.connection import connect  # noqa: PLC0415
+    from exporter.schedule import Team  # noqa: PLC0415
+
+    if len(chosen) > 1:
+        with contextlib.suppress(DatabaseError, psycopg.Error), connect(CORE) as source:
+            chosen = largest_first(source, chosen)
+    yield from Team(jobs).run(chosen, lambda definition, crew: load(definition, crew=crew))
 
 
 def _batch_size() -> int | None:

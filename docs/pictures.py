@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from docs.serve import ROOT, filled, run
+from exporter import demo
 from tests.browser import browser, served
 
 IMAGES = ROOT / "docs" / "images"
@@ -25,11 +26,16 @@ IMAGES = ROOT / "docs" / "images"
 def main() -> None:
     """Make every picture."""
     IMAGES.mkdir(exist_ok=True)
-    terminal("demo", "make", "demo", shown="make demo")
+    terminal("demo", "make demo")
     with filled():
         run("dbt", "docs", "generate", "--quiet")
         run("exporter", "docs")
         lineage(Path(os.environ["DBT_TARGET_PATH"]))
+        core = os.environ["DATABASE_URL_CORE"]
+        demo.fill(core, 1001, 12_000)
+        run("exporter", "load", "-q")
+        demo.fill(core, 12_001, 12_040)
+        terminal("status", "exporter status", "exporter status StatEvent")
 
 
 def lineage(target: Path) -> None:
@@ -42,15 +48,16 @@ def lineage(target: Path) -> None:
         chrome.find_element("id", "cy").screenshot(str(IMAGES / "lineage.png"))
 
 
-def terminal(name: str, *words: str, shown: str) -> None:
-    """Draw a command's output as a terminal of 80 columns."""
+def terminal(name: str, *commands: str) -> None:
+    """Draw what commands print, as on a terminal of 80 columns."""
     environment = {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(
-        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
     console = Console(record=True, width=80, file=io.StringIO())
-    console.print(Text.from_ansi(f"$ {shown}\n{done.stdout.strip()}"))
-    drawing = console.export_svg(title=shown)
+    for command in commands:
+        done = subprocess.run(
+            command.split(), cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        console.print(Text.from_ansi(f"$ {command}\n{done.stdout.strip()}\n"))
+    drawing = console.export_svg(title=commands[0])
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.S)  # fetched from elsewhere
     (IMAGES / f"{name}.svg").write_text(drawing, encoding="utf-8")
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import browser, served
-from tests.conftest import Workplace, fill, product_in
+from tests.conftest import ROOT, Workplace, fill, product_in
 
 CORE = "source.dbt_exporter._core.StatEvent"
 RAW = "source.dbt_exporter.analytics_raw.stat_event"
@@ -118,6 +126,39 @@ def test_the_page_of_stat_event(documented: Workplace) -> None:
         assert "core.StatEvent" in page
         assert '"StatEventType"' in page
         assert '"cursor":{"field":"updated_at"' in shown(f"source/{RAW}", "analytics_raw")
+
+
+@pytest.mark.long
+def test_make_docs_on_a_server_of_its_own() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DATABASE_URL", "DBT_", "PYTHONWARNINGS"))
+    }
+    program = [sys.executable, str(ROOT / "docs" / "serve.py")]
+    serving = subprocess.Popen(
+        [*program, "--port", str(port), "--no-browser"], env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                with urlopen(f"http://localhost:{port}/manifest.json") as answer:
+                    manifest = json.load(answer)
+                break
+            except URLError:
+                assert serving.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        for parent, child in LINEAGE:
+            assert parent in manifest["parent_map"][child]
+    finally:
+        os.killpg(serving.pid, signal.SIGINT)
+        status = serving.wait(60)
+    assert status == 0
 
 
 # The lineage is drawn on a canvas: its visible edges are asked of the drawing.

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from exporter.cli import CORE, Call, shared
+from exporter.cli import CORE, Call, out, shared
 
 
 @click.command("docs")
@@ -24,4 +24,4 @@ def command(call: Call) -> None:
         "target-path", "target"
     )
     for edge in lineage.complete(root / folder, definitions):
-        click.echo(edge)
+        out(edge)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,14 +11,15 @@ from dataclasses import replace
 import psycopg
 from psycopg import sql
 
-from exporter import fence, ranges, raw_table, signals, state, window
+from exporter import fence, raw_table, signals, state, window
 from exporter.catalog import Table, find_table
 from exporter.connection import Connection, cancel, connect
 from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
-from exporter.ranges import Crew
+from exporter.first import is_first, land_first
+from exporter.ranges import ALONE, Crew
 from exporter.report import Result, record_failure
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
@@ -34,7 +34,7 @@ def load(
     span: window.Span | None = None,
     after: Callable[[Load], None] | None = None,
     command: str = "load",
-    crew: Crew = ranges.ALONE,
+    crew: Crew = ALONE,
 ) -> Result:
     """Land what is new of one definition. Never raises ExporterError: the result carries it.
 
@@ -190,7 +190,7 @@ class Load:
                 self.say,
                 self.progress,
             )
-            first = not span and self._is_first(table, raw, full_refresh)
+            first = not span and is_first(self, full_refresh)
             if not first:
                 raw_table.ensure_key(destination, raw)
             if span:
@@ -198,7 +198,7 @@ class Load:
             elif full_refresh and not first:
                 self._replace(table)
             else:
-                current = self._first(table) if first else self._increment(table)
+                current = land_first(self) if first else self._increment(table)
                 self.transfer.store(self._finished(current), "ok")
             if after:
                 after(self)
@@ -221,7 +221,8 @@ class Load:
             standby=horizon.standby,
         )
 
-    def _tell_path(self, path: str, how: str) -> None:
+    def tell_path(self, path: str, how: str) -> None:
+        """Tell, where it is asked for, which way the rows take."""
         self.say(f"{path}: {how}", "debug", "path", path=path, how=how)
 
     def _refuse_nulls(self, view: window.Window) -> None:
@@ -250,17 +251,10 @@ class Load:
             self.destination, self.definition, table, [*hidden, raw_table.PAST], self.say
         )
 
-    def _is_first(self, table: Table, raw: raw_table.Raw, full_refresh: bool) -> bool:
-        if not table.in_blocks or not raw.unique_at_source or not raw.key:
-            return False
-        if self.stored.next_block is not None:
-            return not full_refresh  # what has landed may be gone at the source
-        return self.stored.cursor is None and raw_table.is_empty(self.destination, raw)
-
     def _backfill(self, span: window.Span) -> None:
         """Land a span again. Only the last stamp is remembered: it may never go backwards."""
         current, view = self.stored, self.view
-        self._tell_path("backfill", "text, through staging")
+        self.tell_path("backfill", "text, through staging")
         where = window.within(self.source, view, span)
         query = select(self.transfer.raw, where) + sql.SQL(" order by {}").format(
             window.order(view, self.definition.nulls)
@@ -269,62 +263,7 @@ class Load:
         stamp = self.transfer.stamp_of(self.result.totals.batches)
         self.transfer.store(replace(current, exported_at=stamp), "ok")
 
-    def _first(self, table: Table) -> State:
-        """Copy ranges of blocks. A resumed one goes on, and looks at what has changed since."""
-        stored, transfer, raw = self.stored, self.transfer, self.transfer.raw
-        empty = raw_table.is_empty(self.destination, raw)
-        same = not empty and stored.file == table.file and self.snapshot.xid_usable
-        exact = raw.exact and raw.stamped and all(column.binary for column in raw.columns)
-        direct = exact and (empty or same)
-        if not direct:  # staged rows are upserted on the key
-            raw_table.ensure_key(self.destination, raw)
-        how = "binary, straight into raw" if direct else "text, through staging"
-        begin = (stored.next_block or 0) if same else 0
-        self._tell_path("first load", f"from block {begin:,} of {table.blocks:,}, {how}")
-        current = State(
-            snapshot_xmin=stored.snapshot_xmin if same else self.snapshot.xmin,
-            source=self.horizon.identity,
-            horizon=self.horizon.oldest_open,
-            # Started over, a load that is killed again has rows of any block: it cannot go on.
-            file=table.file if empty or same else None,
-            next_block=begin,
-            run=os.urandom(8).hex(),
-            exported_at=stored.exported_at,
-        )
-        with self.destination.transaction():  # has no row yet: need not be on disk
-            self.destination.execute("set local synchronous_commit = off")
-            transfer.store(current, "running")
-        first = ranges.FirstLoad(
-            definition=self.definition,
-            raw=raw,
-            direct=direct,
-            begin=begin,
-            end=table.blocks,
-            step=ranges.blocks_of_a_range(self.definition, table),
-            stamp=transfer.stamp_of(self.result.totals.batches),
-            run=current.run or "",
-            run_id=self.result.run_id or 0,
-            # A row of these blocks that is as it was in the first snapshot is not in raw; an older
-            # version of one that has changed since may be.
-            changed_since=self.view.xmin_since if same else None,
-            snapshot=self._exported() if self.crew.shares else None,
-        )
-        transfer.tell(first.query(ranges.Range(0, begin, begin + first.step)), first.count)
-        tally = ranges.Tally(first, table.rows, self.result, self.progress)
-        self.crew.land(first, self.source, self.destination, tally)
-        raw_table.ensure_key(self.destination, raw)
-        current = replace(current, next_block=first.last)
-        if same and self.view.xmin_since:
-            changed = select(raw, window.changed_since(self.view.xmin_since))
-            transfer.land(changed, lambda _: current)
-        return replace(current, file=None, next_block=None, run=None, cursor=self._top())
-
-    def _exported(self) -> str:
-        """Let other sessions see this snapshot, for as long as it is open."""
-        row = self.source.execute("select pg_export_snapshot()").fetchone()
-        return str(row[0]) if row else ""
-
-    def _top(self) -> Position | None:
+    def top(self) -> Position | None:
         """Return the furthest position that the snapshot shows."""
         view = self.view
         name = sql.Identifier(view.cursor.name)
@@ -343,14 +282,14 @@ class Load:
         return Position(*top) if top else None
 
     def _replace(self, table: Table) -> None:
-        self._tell_path("full refresh", "text, through staging, in one transaction")
+        self.tell_path("full refresh", "text, through staging, in one transaction")
         self.transfer.expected = table.rows
         self.transfer.replace_all(
-            window.held_back(self.view), lambda: self._finished(State(cursor=self._top()))
+            window.held_back(self.view), lambda: self._finished(State(cursor=self.top()))
         )
 
     def _increment(self, table: Table) -> State:
-        self._tell_path("increment", "text, through staging")
+        self.tell_path("increment", "text, through staging")
         if self.stored.watermark is None:
             self.transfer.expected = table.rows
         view, raw, current = self.view, self.transfer.raw, self.stored

@@ -1,0 +1,85 @@
+"""The first load of a table, in one heap, into raw: planned by blocks, begun or gone on with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from exporter import ranges, raw_table, window
+from exporter.connection import Connection
+from exporter.state import State
+from exporter.transfer import select
+
+if TYPE_CHECKING:
+    from exporter.load import Load
+
+
+def is_first(load: Load, full_refresh: bool) -> bool:
+    """Whether this load is a first one that is read by blocks, or goes on with one."""
+    raw, stored = load.transfer.raw, load.stored
+    if not load.table.in_blocks or not raw.unique_at_source or not raw.key:
+        return False
+    if stored.next_block is not None:
+        return not full_refresh  # what has landed may be gone at the source
+    return stored.cursor is None and raw_table.is_empty(load.destination, raw)
+
+
+def land_first(load: Load) -> State:
+    """Land all rows; return how far they reach.
+
+    One that goes on copies the rest, and looks at what has changed since it was begun.
+    """
+    table, stored, transfer, raw = load.table, load.stored, load.transfer, load.transfer.raw
+    empty = raw_table.is_empty(load.destination, raw)
+    same = not empty and stored.file == table.file and load.snapshot.xid_usable
+    exact = raw.exact and raw.stamped and all(column.binary for column in raw.columns)
+    direct = exact and (empty or same)
+    if not direct:  # staged rows are upserted on the key
+        raw_table.ensure_key(load.destination, raw)
+    how = "binary, straight into raw" if direct else "text, through staging"
+    begin = (stored.next_block or 0) if same else 0
+    load.tell_path("first load", f"from block {begin:,} of {table.blocks:,}, {how}")
+    current = State(
+        snapshot_xmin=stored.snapshot_xmin if same else load.snapshot.xmin,
+        source=load.horizon.identity,
+        horizon=load.horizon.oldest_open,
+        # Started over, a load that is killed again has rows of any block: it cannot go on.
+        file=table.file if empty or same else None,
+        next_block=begin,
+        run=os.urandom(8).hex(),
+        exported_at=stored.exported_at,
+    )
+    with load.destination.transaction():  # has no row yet: need not be on disk
+        load.destination.execute("set local synchronous_commit = off")
+        transfer.store(current, "running")
+    first = ranges.FirstLoad(
+        definition=load.definition,
+        raw=raw,
+        direct=direct,
+        begin=begin,
+        end=table.blocks,
+        step=ranges.blocks_of_a_range(load.definition, table),
+        stamp=transfer.stamp_of(load.result.totals.batches),
+        run=current.run or "",
+        run_id=load.result.run_id or 0,
+        # A row of these blocks that is as it was in the first snapshot is not in raw; an older
+        # version of one that has changed since may be.
+        changed_since=load.view.xmin_since if same else None,
+        snapshot=_exported(load.source) if load.crew.shares else None,
+    )
+    transfer.tell(first.query(ranges.Range(0, begin, begin + first.step)), first.count)
+    tally = ranges.Tally(first, table.rows, load.result, load.progress)
+    load.crew.land(first, load.source, load.destination, tally)
+    raw_table.ensure_key(load.destination, raw)
+    current = replace(current, next_block=first.last)
+    if same and load.view.xmin_since:
+        changed = select(raw, window.changed_since(load.view.xmin_since))
+        transfer.land(changed, lambda _: current)
+    return replace(current, file=None, next_block=None, run=None, cursor=load.top())
+
+
+def _exported(source: Connection) -> str:
+    """Let other sessions see this snapshot, for as long as it is open."""
+    row = source.execute("select pg_export_snapshot()").fetchone()
+    return str(row[0]) if row else ""

@@ -13,15 +13,13 @@ a row that changed while it ran.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-import psycopg
 from psycopg import sql
 
-from exporter.connection import Connection
+from exporter.connection import Connection, cancel
 from exporter.copy import ReadAhead, copy_out, pour
 from exporter.sides import BUCKETS, COMMA, FALSE, TRUE, Comparison, Side, names
 
@@ -85,8 +83,9 @@ def sums(
             in_raw = _sums(destination, comparison.raw, _PLAN, [(TRUE, 0)])
             at_source = reading.result()
         except BaseException:
-            with contextlib.suppress(psycopg.Error):
-                source.cancel_safe(timeout=5)
+            while not reading.done():  # it may just be between two statements
+                cancel(source)
+                wait([reading], 0.1)
             raise
     bits = bytearray(BUCKETS // 8)
     for bucket in at_source.keys() | in_raw.keys():

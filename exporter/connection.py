@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
+from exporter import signals
 from exporter.errors import DatabaseError, DefinitionError, SettingError
 
 Connection = psycopg.Connection[Any]
@@ -87,6 +89,20 @@ def connect(variable: str) -> Connection:
         raise DatabaseError(
             f"{variable}: {reason}", hint="is the server up, and the URL right?"
         ) from None
+
+
+@contextlib.contextmanager
+def stopped_in_order(*connections: Connection) -> Iterator[None]:
+    """Cancel what these sessions are doing where an interrupt ends it, and raise the interrupt."""
+    try:
+        yield
+    except BaseException as error:
+        stop = signals.behind(error)
+        if stop is None:
+            raise
+        for connection in connections:
+            cancel(connection)
+        raise stop from None
 
 
 def cancel(connection: Connection) -> None:

@@ -23,7 +23,7 @@ or the content of a row beyond its key.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_STATUSES = {
     0: "it ended well",
@@ -33,6 +33,14 @@ EXIT_STATUSES = {
     130: "Ctrl-C; what has landed stays",
     143: "SIGTERM; what has landed stays",
 }
+
+
+def exit_status(errors: Sequence[int]) -> int:
+    """Return the exit status of a command from those of its definitions' errors."""
+    stopped = [status for status in errors if status > 128]
+    if stopped:
+        return stopped[0]
+    return errors[0] if len(set(errors)) == 1 else int(bool(errors))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

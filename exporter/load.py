@@ -13,7 +13,7 @@ from psycopg import sql
 
 from exporter import fence, raw_table, signals, state, window
 from exporter.catalog import Table, find_table
-from exporter.connection import Connection, cancel, connect
+from exporter.connection import Connection, connect, stopped_in_order
 from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
@@ -59,15 +59,8 @@ def load(
             stack.enter_context(crew.watching(destination, source))
             progress = functools.partial(console.progress, definition.key)
             one = Load(definition, source, destination, result, say, progress, crew)
-            try:
+            with stopped_in_order(source, destination):
                 one.run(full_refresh, span, after)
-            except BaseException as error:
-                stop = signals.behind(error)
-                if stop is None:
-                    raise
-                cancel(source)
-                cancel(destination)
-                raise stop from None
 
     try:
         with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))

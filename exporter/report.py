@@ -39,6 +39,13 @@ class Totals:
         return self.rows_read - self.rows_written
 
 
+def outcome(error: ExporterError) -> str:
+    """Return ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
+    if isinstance(error, StoppedError):
+        return "interrupted"
+    return "locked" if isinstance(error, LockedError) else "failed"
+
+
 @dataclass
 class Result:
     """How a load ended. ``command`` is what the record of runs calls it."""
@@ -55,12 +62,8 @@ class Result:
 
     @property
     def status(self) -> str:
-        """``ok``, ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
-        if self.error is None:
-            return "ok"
-        if isinstance(self.error, StoppedError):
-            return "interrupted"
-        return "locked" if isinstance(self.error, LockedError) else "failed"
+        """``ok``, or what ``outcome`` says of the error."""
+        return outcome(self.error) if self.error else "ok"
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` and the log in JSON tell."""

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from exporter import compare, deletes, state, window
+from exporter import compare, deletes, signals, state, window
 from exporter.catalog import find_table
 from exporter.compare import Difference, Sums
-from exporter.connection import Connection, connect
+from exporter.connection import Connection, connect, stopped_in_order
 from exporter.console import Console
 from exporter.definition import Definition
-from exporter.errors import DatabaseError, ExporterError, LockedError
+from exporter.errors import DatabaseError, ExporterError
 from exporter.load import Load, load, reading
+from exporter.report import outcome
 from exporter.retry import first_line, with_retries
 from exporter.sides import Comparison, comparison
 
@@ -44,9 +45,9 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """``equal``, ``different``, ``repaired``, ``failed``, or ``locked`` by another run."""
+        """``equal``, ``different``, ``repaired``, or what ``outcome`` says of the error."""
         if self.error is not None:
-            return "locked" if isinstance(self.error, LockedError) else "failed"
+            return outcome(self.error)
         if not self.differs:
             return "equal"
         return "repaired" if self.repaired and not self.kept else "different"
@@ -122,6 +123,7 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
         with (
             connect("DATABASE_URL_ANALYTICS") as destination,
             connect("DATABASE_URL_CORE") as source,
+            stopped_in_order(source, destination),
         ):
             looked.append(_look(definition, source, destination, verdict, console))
 
@@ -136,6 +138,8 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
         verdict.error = DatabaseError(f"{definition.key}: {first_line(error)}", hint=hint)
     except ExporterError as error:
         verdict.error = error
+    except KeyboardInterrupt as stop:
+        verdict.error = signals.reason(stop, f"{definition.key}: interrupted")
     verdict.seconds = time.monotonic() - began
     if repair and verdict.differs:
         done = load(
@@ -165,6 +169,8 @@ def _look(
     if not definition.conflict_columns:
         names = ", ".join(one.name for one in both.raw.keys)
         console.say(f"has no conflict_columns: its rows are told by {names}", key=definition.key)
+    text = both.source.rows().as_string(source)
+    console.say(f"source: {text}", "debug", key=definition.key, event="sql", sql=text)
     sums = compare.sums(
         source,
         destination,

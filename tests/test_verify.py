@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests import every_type
 from tests.conftest import Workplace, compare, fill
+from tests.test_console import slow_table
 from tests.test_integrity import ITEM
 
 EVENT = 'public."StatEvent"'
@@ -473,3 +476,53 @@ def test_more_than_is_named(place: Workplace) -> None:
     assert (found["missing"], len(found["rows"])) == (300, 100)
     assert "  missing    … and 200 more" in place.run("exporter", "verify", "Item").stdout
     assert verify(place, "Item", "--repair")["landed"] == 300
+
+
+def test_values_of_every_type_are_compared(place: Workplace) -> None:
+    """Equal as they landed; and one NULL in each column is found."""
+    columns = every_type.make(place)
+    place.define(ITEM.replace("item", "typed").replace("Item", "Typed"))
+    place.load()
+    assert verify(place)["status"] == "equal"
+    filled = [
+        name
+        for name in columns
+        if place.query(place.core, f"select {name} is not null from typed where id = 3")
+        == [(True,)]
+    ]
+    assert len(filled) > 100
+    nulls = ", ".join(f"{name} = null" for name in filled)
+    place.query(place.analytics, f"update analytics_raw.typed set {nulls} where id = 3")
+    found = verify(place, status=1)["rows"]
+    assert [one["key"]["id"] for one in found] == ["3"]
+    assert len(found[0]["columns"]) == len(filled)
+
+
+@pytest.mark.parametrize("words", [(), ("--repair",)])
+def test_ctrl_c_ends_it(place: Workplace, words: tuple[str, ...]) -> None:
+    slow_table(place, 8)
+    place.load("Slow")
+    if words:
+        place.query(place.analytics, "delete from analytics_raw.slow where id = 3")
+    place.query(place.core, "insert into slow select n, now() from generate_series(9, 2000) n")
+    reading = (
+        "select count(*) from pg_stat_activity where state = 'active' and query ~ 'pg_sleep'"
+        " and application_name = 'dbt-exporter' and datname = current_database()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exporter", "verify", "Slow", *words],
+        cwd=place.folder,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while place.query(place.core, reading) == [(0,)]:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    told = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert (process.returncode, *told) == (130, "", "exporter: Slow: interrupted\n")
+    assert place.query(place.core, reading) == [(0,)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
-from exporter.errors import DatabaseError, SettingError, StoppedError, UsageError
+from exporter.errors import DatabaseError, SettingError, StoppedError, UsageError, exit_status
 from exporter.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -93,16 +93,13 @@ def command(
         after=after,
         command="load --reconcile" if reconcile else "load",
     )
-    errors = []
+    statuses = []
     with sigterm_interrupts():
         for result in _results(chosen, one, min(jobs, max_connections or jobs)):
             call.console.ended(result, as_json=as_json)
             if result.error:
-                errors.append(result.error)
-    statuses = {error.exit_status for error in errors}
-    stopped = [error.exit_status for error in errors if isinstance(error, StoppedError)]
-    if statuses:
-        sys.exit(stopped[0] if stopped else statuses.pop() if len(statuses) == 1 else 1)
+                statuses.append(result.error.exit_status)
+    sys.exit(exit_status(statuses))
 
 
 def _reconciling(

@@ -7,7 +7,8 @@ import sys
 import click
 
 from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
-from exporter.errors import UsageError
+from exporter.errors import StoppedError, UsageError, exit_status
+from exporter.signals import sigterm_interrupts
 
 
 @click.command("verify")
@@ -39,14 +40,16 @@ def command(
                 hint=f"exporter load {definition.key} --full-refresh",
             )
     statuses = []
-    for definition in chosen:
-        verdict = verify(definition, call.console, repair=repair, most=max_deletes)
-        call.console.ended(verdict, as_json=as_json)
-        if verdict.error:
-            statuses.append(verdict.error.exit_status)
-        elif verdict.status == "different":
-            told = advice(definition, verdict)
-            call.console.say(told, "error", key=definition.key, event="different")
-            statuses.append(1)
-    if statuses:
-        sys.exit(statuses[0] if len(set(statuses)) == 1 else 1)
+    with sigterm_interrupts():
+        for definition in chosen:
+            verdict = verify(definition, call.console, repair=repair, most=max_deletes)
+            call.console.ended(verdict, as_json=as_json)
+            if verdict.error:
+                statuses.append(verdict.error.exit_status)
+            elif verdict.status == "different":
+                told = advice(definition, verdict)
+                call.console.say(told, "error", key=definition.key, event="different")
+                statuses.append(1)
+            if isinstance(verdict.error, StoppedError):
+                break
+    sys.exit(exit_status(statuses))

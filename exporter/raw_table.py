@@ -109,21 +109,12 @@ def _evolve(
     stamped = STAMP in existing or definition.evolution == "evolve"
     with destination.transaction():
         for change in drift.changes:
-            try:
-                destination.execute(change.statement)
-            except psycopg.errors.FeatureNotSupported as error:  # a view has the column
-                raise DriftError(
-                    f"{definition.key}: {error.diag.message_primary}: {error.diag.message_detail}",
-                    hint=f"{change.statement.as_string(destination)}; drop before it what depends"
-                    " on the column, and make that anew after it, as dbt run does",
-                ) from None
+            _change(destination, definition, change.statement)
             say(change.said)
         if STAMP not in existing and stamped:
-            destination.execute(
-                sql.SQL("alter table {} add column {} timestamptz not null default now()").format(
-                    sql.Identifier(definition.schema, definition.table), sql.Identifier(STAMP)
-                )
-            )
+            statement = "alter table {} add column {} timestamptz not null default now()"
+            names = sql.Identifier(definition.schema, definition.table), sql.Identifier(STAMP)
+            _change(destination, definition, sql.SQL(statement).format(*names))
             say(f"{name} has {STAMP} from now on")
         if DELETED not in existing and definition.deletes == "mark":
             _add_deleted(destination, definition)
@@ -150,7 +141,24 @@ def _add_deleted(destination: Connection, definition: Definition) -> None:
             " exporter.deletes: mark needs, and exporter.schema is freeze",
             hint=statement.as_string(destination),
         )
-    destination.execute(statement)
+    _change(destination, definition, statement)
+
+
+def _change(destination: Connection, definition: Definition, statement: sql.Composed) -> None:
+    """Alter the raw table. Raises DriftError where something depends on it, or it is another's."""
+    try:
+        destination.execute(statement)
+    except psycopg.errors.FeatureNotSupported as error:  # a view has the column
+        raise DriftError(
+            f"{definition.key}: {error.diag.message_primary}: {error.diag.message_detail}",
+            hint=f"{statement.as_string(destination)}; drop before it what depends on the column,"
+            " and make that anew after it, as dbt run does",
+        ) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DriftError(
+            f"{definition.key}: {error.diag.message_primary}",
+            hint=f"{statement.as_string(destination)}; run it as the table's owner",
+        ) from None
 
 
 def creation(

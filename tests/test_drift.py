@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest import ROOT, Workplace, compare
 
@@ -187,6 +189,40 @@ def test_table_of_a_migration_is_used_as_it_is(place: Workplace, freeze: bool, s
     assert ("no model can tell its new rows" in done.stderr) == freeze
     place.query(place.core, "update thing set v = 'red', at = clock_timestamp() where id < 5")
     assert place.load()["rows_written"] == 4
+
+
+@pytest.fixture
+def loader(place: Workplace) -> Iterator[str]:
+    """The destination's URL for a role of the loader's own, which may use the schema."""
+    name = place.analytics.rpartition("/")[2].partition("?")[0]
+    place.query(
+        place.analytics,
+        f"create role loader_{name} login password 'x'; create schema analytics_raw;"
+        f" grant usage, create on schema analytics_raw to loader_{name}",
+    )
+    parts = {**conninfo_to_dict(place.analytics), "user": f"loader_{name}", "password": "x"}
+    yield make_conninfo(**parts)
+    place.query(place.analytics, f"drop owned by loader_{name}; drop role loader_{name}")
+
+
+def test_table_of_another_owner(place: Workplace, loader: str) -> None:
+    define(place)
+    place.query(place.core, CREATE + "update thing set v = 'green'")
+    place.query(place.analytics, OWNED.replace("create schema analytics_raw;", "").format(""))
+    role = conninfo_to_dict(loader)["user"]
+    place.query(place.analytics, f"grant all on analytics_raw.thing to {role}")
+    changed = "alter table thing add x int default 1; update thing set at = clock_timestamp()"
+    for change, column in (("select 1", "_exported_at"), (changed, "x")):
+        place.query(place.core, change)
+        done = place.run("exporter", "load", DATABASE_URL_ANALYTICS=loader)
+        assert done.returncode == 1
+        assert "must be owner of table thing" in done.stderr
+        statement = re.search(r'alter table "analytics_raw"[^;\n]*', done.stderr)
+        assert statement
+        assert column in statement[0]
+        place.query(place.analytics, statement[0])
+        assert place.load(DATABASE_URL_ANALYTICS=loader)["rows_read"] == 100
+    compare(place, "thing", "analytics_raw.thing", "id, v::text, n::text, w, at, x")
 
 
 def test_dropped_column_of_a_type_that_the_source_lacks(place: Workplace) -> None:

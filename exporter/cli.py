@@ -30,6 +30,13 @@ ENVIRONMENT = {
     "DBT_TARGET": "the profile's target, instead of its default",
     "DBT_TARGET_PATH": "the folder that dbt writes to, as for dbt",
     "NO_COLOR": "no colours where it is set, whatever it holds",
+    "SLACK_WEBHOOK_URL": "a Slack webhook that is told how a load ended",
+    "SLACK_TOKEN": "or a Slack token with chat:write, for …",
+    "SLACK_CRON_CHANNEL_ID": "… this channel",
+    "SLACK_API_URL": "Slack's address, where it is not https://slack.com/api/",
+    "SENTRY_DSN": "where failures go: pip install 'dbt-exporter[sentry]'",
+    "SENTRY_RELEASE": "Sentry's release, instead of dbt-exporter's version",
+    "HEALTHCHECK_URL": "pinged as URL/start, then URL or URL/fail",
     "EXPORTER_PG_BIN": "the folder of the server programs that the demo and the tests run",
 }
 

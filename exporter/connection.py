@@ -82,7 +82,7 @@ def connect(variable: str) -> Connection:
     try:
         return psycopg.connect(make_conninfo("", **parts, client_encoding="UTF8"), autocommit=True)
     except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = " ".join(str(error).split())
         password = parts.get("password")
         if password:
             reason = reason.replace(str(password), "***")

@@ -33,7 +33,7 @@ READING = (
 )
 
 
-def _until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -41,7 +41,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def _started(place: Workplace, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def started(place: Workplace, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-m", "exporter", *words],
         cwd=place.folder,
@@ -86,11 +86,11 @@ def test_a_load_that_is_stopped(
         place.query(place.core, "insert into slow select n, now() from generate_series(9, 200) n")
         before = 8
         words.append("--full-refresh")
-    with _started(place, *words, BATCH_SIZE="10") as process:
+    with started(place, *words, BATCH_SIZE="10") as process:
         if path == "refresh":
-            _until(lambda: bool(place.query(place.core, READING)))
+            until(lambda: bool(place.query(place.core, READING)))
         else:
-            _until(lambda: _rows(place) > before)
+            until(lambda: _rows(place) > before)
         process.send_signal(number)
         begin = time.monotonic()
         out, err = process.communicate(timeout=30)
@@ -111,8 +111,8 @@ def test_loads_side_by_side_that_are_stopped(place: Workplace, number: signal.Si
     place.define(
         SLOW, *(SLOW.replace("slow\n  config", f"{n}\n  config").replace("Slow", n) for n in others)
     )
-    with _started(place, "load", "-j", "3", BATCH_SIZE="10") as process:
-        _until(lambda: _rows(place) > 0)
+    with started(place, "load", "-j", "3", BATCH_SIZE="10") as process:
+        until(lambda: _rows(place) > 0)
         process.send_signal(number)
         begin = time.monotonic()
         out, err = process.communicate(timeout=30)
@@ -135,7 +135,7 @@ def test_ctrl_c_at_any_moment(product: Workplace) -> None:
         fill(product.core, last + 1, last + 2000)
         last += 2000
         words = ["load", *(["--full-refresh"] if chance.random() < 0.2 else [])]
-        with _started(product, *words, BATCH_SIZE="50") as process:
+        with started(product, *words, BATCH_SIZE="50") as process:
             time.sleep(chance.uniform(0.15, 1.2))
             process.send_signal(signal.SIGINT)
             err = process.communicate(timeout=30)[1]
@@ -158,8 +158,8 @@ def test_ctrl_c_ends_the_whole_run(place: Workplace) -> None:
     """No definition after the one that was stopped, and what --json promises all the same."""
     slow_table(place, 200)
     place.define(SLOW, SLOW.replace("name: slow", "name: second").replace("key: Slow", "key: Two"))
-    with _started(place, "load", "--json", BATCH_SIZE="10") as process:
-        _until(lambda: _rows(place) > 0)
+    with started(place, "load", "--json", BATCH_SIZE="10") as process:
+        until(lambda: _rows(place) > 0)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, err.count("\n")) == (130, 1)
@@ -178,8 +178,8 @@ def test_ctrl_c_while_the_source_waits_for_a_lock(place: Workplace) -> None:
     waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
     with psycopg.connect(place.core) as other:
         other.execute("lock table slow in access exclusive mode")
-        with _started(place, "load", "Slow") as process:
-            _until(lambda: bool(place.query(place.core, waiting)))
+        with started(place, "load", "Slow") as process:
+            until(lambda: bool(place.query(place.core, waiting)))
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "exporter: Slow: interrupted\n")
@@ -226,7 +226,7 @@ def test_ctrl_c_in_the_demo(product: Workplace, at: str) -> None:
 
 def test_sigterm_ends_the_demo(product: Workplace) -> None:
     shutil.copy(ROOT / "profiles.yml.example", product.folder)
-    with _started(product, "demo", "--rows", "200000") as process:
+    with started(product, "demo", "--rows", "200000") as process:
         assert process.stdout
         process.stdout.readline()
         process.stdout.readline()

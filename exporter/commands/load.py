@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from exporter.definition import Definition
     from exporter.load import Load
     from exporter.report import Result
+    from exporter.window import Span
 
 
 @click.command("load")
@@ -48,6 +50,12 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="At most so many sessions on each database, whatever -j asks for.",
 )
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the last load of each definition to FILE, in OpenMetrics' text.",
+)
 @as_json
 @shared
 def command(
@@ -60,10 +68,12 @@ def command(
     max_deletes: float,
     jobs: int,
     max_connections: int | None,
+    metrics_file: Path | None,
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
     from exporter.load import load  # noqa: PLC0415  what --help does not need
+    from exporter.notify import Run  # noqa: PLC0415
     from exporter.window import Span  # noqa: PLC0415
 
     span = Span(since, until) if since is not None or until is not None else None
@@ -73,6 +83,25 @@ def command(
         raise UsageError(
             "--since and --until need a KEY", hint="exporter load KEY --since VALUE --until VALUE"
         )
+    with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
+        chosen = _chosen(call, keys, span)
+        after = _reconciling(chosen, keys, max_deletes) if reconcile else None
+        one = functools.partial(
+            load,
+            console=call.console,
+            full_refresh=full_refresh,
+            span=span,
+            after=after,
+            command="load --reconcile" if reconcile else "load",
+        )
+        run.started()
+        for result in _results(chosen, one, min(jobs, max_connections or jobs)):
+            call.console.ended(result, as_json=as_json)
+            run.results.append(result)
+    sys.exit(exit_status([one.error.exit_status for one in run.results if one.error]))
+
+
+def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
     chosen = call.definitions(keys, CORE, ANALYTICS)
     for definition in chosen:
         if span and definition.mode == "append":
@@ -81,25 +110,8 @@ def command(
                 " rows twice",
                 hint="give it conflict_columns, or run with --full-refresh",
             )
-    after = _reconciling(chosen, keys, max_deletes) if reconcile else None
     rows = _batch_size()
-    if rows:
-        chosen = [replace(definition, batch_rows=rows) for definition in chosen]
-    one = functools.partial(
-        load,
-        console=call.console,
-        full_refresh=full_refresh,
-        span=span,
-        after=after,
-        command="load --reconcile" if reconcile else "load",
-    )
-    statuses = []
-    with sigterm_interrupts():
-        for result in _results(chosen, one, min(jobs, max_connections or jobs)):
-            call.console.ended(result, as_json=as_json)
-            if result.error:
-                statuses.append(result.error.exit_status)
-    sys.exit(exit_status(statuses))
+    return [replace(one, batch_rows=rows) for one in chosen] if rows else chosen
 
 
 def _reconciling(

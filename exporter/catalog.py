@@ -162,15 +162,13 @@ group by r.oid, 1, 2
 """
 
 
-def largest_first(source: Connection, definitions: Iterable[Definition]) -> list[Definition]:
-    """Return the definitions in the order of their source tables' sizes, as last analyzed."""
+def blocks_of(source: Connection, definitions: Iterable[Definition]) -> dict[str, int]:
+    """Return how many blocks the definitions' source tables had when last analyzed, by key."""
     chosen = list(definitions)
     names = [(one.source_schema, one.source_table) for one in chosen]
     rows = source.execute(_SIZES, [list(part) for part in zip(*names, strict=True)]).fetchall()
-    sizes = {(schema, table): size for schema, table, size in rows}
-    return sorted(
-        chosen, key=lambda one: sizes.get((one.source_schema, one.source_table), 0), reverse=True
-    )
+    sizes = {(schema, table): int(size) for schema, table, size in rows}
+    return {one.key: sizes.get(name, 0) for one, name in zip(chosen, names, strict=True)}
 
 
 def landed_columns(definition: Definition, table: Table) -> tuple[Column, ...]:

@@ -9,6 +9,7 @@
     │   └── SettingError        a missing or malformed URL, .env file or dbt profile
     ├── LockedError             exit status 3: another run holds the definition's lock
     ├── DatabaseError           a server cannot be reached, or refuses
+    ├── ClusterError            the Dask cluster cannot be reached, or lost what it was given
     ├── SourceError             the source table is not what the definition says
     ├── DriftError              the raw table and the source no longer fit
     ├── RowError                a row that the destination refuses
@@ -93,6 +94,10 @@ class LockedError(ExporterError):
 
 class DatabaseError(ExporterError):
     """A server cannot be reached, or refused a statement."""
+
+
+class ClusterError(ExporterError):
+    """The Dask cluster cannot be reached, or lost what it was given."""
 
 
 class SourceError(ExporterError):

@@ -60,16 +60,19 @@ def end_sessions(destination: Connection, definition: Definition, part: int | No
     )
 
 
-def hold(destination: Connection, definition: Definition, part: int) -> None:
-    """Take a range for this transaction; the session of an earlier attempt at it is ended."""
+def hold(destination: Connection, definition: Definition, run: str, part: int, end: int) -> bool:
+    """Take a range for this transaction, False if it has landed before.
+
+    The session of an earlier attempt at it is ended. Raises LockedError where the run is over.
+    """
     number = state.lock_number(definition) >> 32
     row = destination.execute(
         "select pg_try_advisory_xact_lock(%s::int, %s::int)", (number, part)
     ).fetchone()
-    if row and row[0]:
-        return
-    end_sessions(destination, definition, part)
-    destination.execute("select pg_advisory_xact_lock(%s::int, %s::int)", (number, part))
+    if not row or not row[0]:
+        end_sessions(destination, definition, part)
+        destination.execute("select pg_advisory_xact_lock(%s::int, %s::int)", (number, part))
+    return _lies_ahead(destination, definition, run, end)
 
 
 def advance(
@@ -112,9 +115,19 @@ def advance(
         moved = destination.execute(statement, values).fetchone()
         if moved and moved[0]:
             return True
-        now = state.read(destination, definition.key)
-        if now.run != run:
-            raise LockedError(f"{definition.key}: another run has taken this load over")
-        if (now.next_block or 0) >= blocks[1]:
+        if not _lies_ahead(destination, definition, run, blocks[1]):
             return False
         wait()
+
+
+def check_holder(destination: Connection, definition: Definition) -> None:
+    """Raise LockedError where the run that ranges belong to has ended without a word."""
+    if state.holder(destination, definition) is None:
+        raise LockedError(f"{definition.key}: the load whose ranges these are has ended")
+
+
+def _lies_ahead(destination: Connection, definition: Definition, run: str, end: int) -> bool:
+    now = state.read(destination, definition.key)
+    if now.run != run:
+        raise LockedError(f"{definition.key}: another run has taken this load over")
+    return (now.next_block or 0) < end

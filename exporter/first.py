@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from exporter import ranges, raw_table, window
+from exporter import fence, ranges, raw_table, window
 from exporter.connection import Connection
+from exporter.report import take_counts
 from exporter.state import State
 from exporter.transfer import select
 
@@ -71,6 +72,9 @@ def land_first(load: Load) -> State:
     transfer.tell(first.query(ranges.Range(0, begin, begin + first.step)), first.count)
     tally = ranges.Tally(first, table.rows, load.result, load.progress)
     load.crew.land(first, load.source, load.destination, tally)
+    if load.crew.shares:
+        fence.end_sessions(load.destination, load.definition)  # of attempts that others overtook
+        take_counts(load.destination, load.result)
     raw_table.ensure_key(load.destination, raw)
     current = replace(current, next_block=first.last)
     if same and load.view.xmin_since:

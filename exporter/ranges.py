@@ -145,7 +145,8 @@ def _land(
 ) -> Landed:
     stamp = first.stamp_of(part)
     with destination.transaction():
-        fence.hold(destination, first.definition, part.number)
+        if not fence.hold(destination, first.definition, first.run, part.number, part.end):
+            raise psycopg.Rollback
         if first.direct:
             rows, size = landing.copy_direct(destination, first.raw, blocks)
             written = rows
@@ -218,13 +219,18 @@ class Tally:
 
     def passed(self, block: Block) -> None:
         """Count a block that is on its way."""
+        self._count(block.rows, len(block.data))
+
+    def _count(self, rows: int, size: int) -> None:
         with self._lock:
-            self._rows += block.rows
-            self._size += len(block.data)
+            self._rows += rows
+            self._size += size
             self._progress(self._rows, self._size, self._expected)
 
-    def landed(self, one: Landed) -> None:
-        """Count a range that is committed."""
+    def landed(self, one: Landed, *, elsewhere: bool = False) -> None:
+        """Count a range that is committed; of one from ``elsewhere``, no block has passed here."""
+        if elsewhere:
+            self._count(one.rows, one.size)
         first, totals = self._first, self._result.totals
         with self._lock:
             totals.add(one.rows, one.written, one.size)

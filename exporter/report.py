@@ -12,6 +12,8 @@ from exporter.connection import Connection
 from exporter.errors import ExporterError, LockedError, StoppedError
 from exporter.state import SCHEMA, Position
 
+_RUNS = sql.Identifier(SCHEMA, "_exporter_runs")
+
 
 @dataclass
 class Totals:
@@ -113,14 +115,13 @@ def record(destination: Connection, result: Result, status: str) -> None:
         "cursor_id": cursor.id if cursor else None,
         "error": result.error.message if result.error else None,
     }
-    table = sql.Identifier(SCHEMA, "_exporter_runs")
     names = sql.SQL(", ").join(sql.Identifier(name) for name in values)
     marks = sql.SQL(", ").join([sql.Placeholder()] * len(values))
     ended = sql.SQL("null" if status == "running" else "clock_timestamp()")
     if result.run_id is not None:
         done = destination.execute(
             sql.SQL("update {} set ({}, finished_at) = ({}, {}) where id = %s").format(
-                table, names, marks, ended
+                _RUNS, names, marks, ended
             ),
             [*values.values(), result.run_id],
         )
@@ -130,7 +131,7 @@ def record(destination: Connection, result: Result, status: str) -> None:
         sql.SQL(
             "insert into {} ({}, finished_at, started_at) values"
             " ({}, {}, clock_timestamp() - make_interval(secs => %s)) returning id"
-        ).format(table, names, marks, ended),
+        ).format(_RUNS, names, marks, ended),
         [*values.values(), time.monotonic() - result.began],
     ).fetchone()
     assert row is not None
@@ -142,17 +143,29 @@ def record_failure(destination: Connection, result: Result) -> None:
 
     A commit whose answer we did not wait for, or did not get, may count or not: we cannot tell.
     """
+    values = (result.status, result.error.message if result.error else None, result.run_id)
+    destination.execute(
+        sql.SQL(
+            "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp()) where id = %s"
+        ).format(_RUNS),
+        values,
+    )
+    if not take_counts(destination, result):
+        record(destination, result, result.status)
+
+
+def take_counts(destination: Connection, result: Result) -> bool:
+    """Take over what the run's row has counted; False where it is not there."""
     row = destination.execute(
         sql.SQL(
-            "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp())"
-            " where id = %s returning rows_read, rows_written, rows_deleted, batches, bytes,"
-            " cursor_value, cursor_id"
-        ).format(sql.Identifier(SCHEMA, "_exporter_runs")),
-        [result.status, result.error.message if result.error else None, result.run_id],
+            "select rows_read, rows_written, rows_deleted, batches, bytes, cursor_value, cursor_id"
+            " from {} where id = %s"
+        ).format(_RUNS),
+        (result.run_id,),
     ).fetchone()
     if row is None:
-        record(destination, result, result.status)
-        return
+        return False
     *counts, value, id = row
     result.totals = Totals(*counts)
     result.cursor = Position(value, id) if value is not None else None
+    return True

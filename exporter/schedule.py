@@ -11,15 +11,44 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+import psycopg
+
 from exporter import ranges
+from exporter.catalog import blocks_of
 from exporter.connection import Connection, cancel, connect
+from exporter.console import Console
 from exporter.copy import Stopped
 from exporter.definition import Definition
 from exporter.errors import DatabaseError
 from exporter.ranges import Crew, FirstLoad, Range, Tally
 from exporter.report import Result
 
-_LOOK = 0.02  # seconds between looks at whether it is a range's turn
+LOOK = 0.02  # seconds between looks at whether it is a range's turn
+
+
+def side_by_side(
+    definitions: Iterable[Definition],
+    load: Callable[..., Result],
+    console: Console,
+    jobs: int,
+    most: int | None,
+) -> Iterator[Result]:
+    """Load so many definitions at once, the largest first; yield results as they come.
+
+    ``load`` has yet to get a definition, a console and a crew.
+    """
+    chosen = list(definitions)
+    blocks = {definition.key: 0 for definition in chosen}
+    if len(chosen) > 1:  # each load tells by itself what is wrong with the source
+        with (
+            contextlib.suppress(DatabaseError, psycopg.Error),
+            connect("DATABASE_URL_CORE") as core,
+        ):
+            blocks.update(blocks_of(core, chosen))
+    chosen.sort(key=lambda definition: blocks[definition.key], reverse=True)
+    yield from Team(min(jobs, most or jobs)).run(
+        chosen, lambda definition, crew: load(definition, console, crew=crew)
+    )
 
 
 class Team:
@@ -33,7 +62,7 @@ class Team:
         self._shared: list[_Shared] = []
         self._unfinished = 0
         self._sessions: set[Connection] = set()
-        self._stop: KeyboardInterrupt | None = None
+        self.stop: KeyboardInterrupt | None = None
         self._change = threading.Condition()
 
     def run(
@@ -64,7 +93,7 @@ class Team:
             threading.Thread(target=work, daemon=True).start()
         while count:
             try:
-                result = done.get(timeout=_LOOK if self._stop else None)
+                result = done.get(timeout=LOOK if self.stop else None)
             except KeyboardInterrupt as stop:
                 count -= self._halt(stop)
                 continue
@@ -82,12 +111,12 @@ class Team:
         with self._change:
             self._sessions.update(sessions)
         try:
-            if self._stop:
-                raise self._stop
+            if self.stop:
+                raise self.stop
             yield
         except Exception:
-            if self._stop:
-                raise self._stop from None
+            if self.stop:
+                raise self.stop from None
             raise
         finally:
             with self._change:
@@ -95,10 +124,10 @@ class Team:
 
     def _halt(self, stop: KeyboardInterrupt) -> int:
         """Return how many definitions will never begin. A second interrupt is not waited for."""
-        if self._stop:
+        if self.stop:
             raise stop
         with self._change:
-            self._stop = stop
+            self.stop = stop
             never = len(self._waiting)
             self._waiting.clear()
             self._unfinished -= never
@@ -214,7 +243,7 @@ class _Shared:
         with self._change:
             if self._error is not None:
                 raise Stopped
-            self._change.wait(_LOOK)
+            self._change.wait(LOOK)
 
     def _fail(self, error: BaseException) -> None:
         with self._change:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
-from exporter.errors import DatabaseError, SettingError, StoppedError, UsageError, exit_status
+from exporter.errors import SettingError, StoppedError, UsageError, exit_status
 from exporter.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
+    from exporter.console import Console
     from exporter.definition import Definition
     from exporter.load import Load
     from exporter.report import Result
@@ -88,14 +88,13 @@ def command(
         after = _reconciling(chosen, keys, max_deletes) if reconcile else None
         one = functools.partial(
             load,
-            console=call.console,
             full_refresh=full_refresh,
             span=span,
             after=after,
             command="load --reconcile" if reconcile else "load",
         )
         run.started()
-        for result in _results(chosen, one, min(jobs, max_connections or jobs)):
+        for result in _results(chosen, one, call.console, jobs, max_connections):
             call.console.ended(result, as_json=as_json)
             run.results.append(result)
     sys.exit(exit_status([one.error.exit_status for one in run.results if one.error]))
@@ -129,23 +128,22 @@ def _reconciling(
     return reconcile(most)
 
 
-def _results(chosen: list[Definition], load: Callable[..., Result], jobs: int) -> Iterator[Result]:
-    if jobs == 1:
-        for definition in chosen:
-            yield (result := load(definition))
-            if isinstance(result.error, StoppedError):
-                break
+def _results(
+    chosen: list[Definition],
+    load: Callable[..., Result],
+    console: Console,
+    jobs: int,
+    most: int | None,
+) -> Iterator[Result]:
+    if jobs > 1 and most != 1:
+        from exporter.schedule import side_by_side  # noqa: PLC0415  needed here alone
+
+        yield from side_by_side(chosen, load, console, jobs, most)
         return
-    import psycopg  # noqa: PLC0415  needed by -j alone
-
-    from exporter.catalog import largest_first  # noqa: PLC0415
-    from exporter.connection import connect  # noqa: PLC0415
-    from exporter.schedule import Team  # noqa: PLC0415
-
-    if len(chosen) > 1:
-        with contextlib.suppress(DatabaseError, psycopg.Error), connect(CORE) as source:
-            chosen = largest_first(source, chosen)
-    yield from Team(jobs).run(chosen, lambda definition, crew: load(definition, crew=crew))
+    for definition in chosen:
+        yield (result := load(definition, console))
+        if isinstance(result.error, StoppedError):
+            break
 
 
 def _batch_size() -> int | None:

@@ -19,7 +19,7 @@ from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
 from exporter.first import is_first, land_first
-from exporter.ranges import ALONE, Crew
+from exporter.ranges import ALONE, Crew, NotByRanges
 from exporter.report import Result, record_failure
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
@@ -43,7 +43,7 @@ def load(
     A full refresh reads everything, and removes from raw what is gone at the source. A span is
     read again whatever the stored position is, and leaves it alone. ``after`` is called when the
     rows have landed, under the same lock and in the same snapshot; ``command`` is what the record
-    of runs calls it all.
+    of runs calls it all. Raises NotByRanges where the crew does nothing else.
     """
     result = Result(definition.key, _command(command, full_refresh, span))
 
@@ -184,6 +184,8 @@ class Load:
                 self.progress,
             )
             first = not span and is_first(self, full_refresh)
+            if not first and self.crew.ranges_only:
+                raise NotByRanges
             if not first:
                 raw_table.ensure_key(destination, raw)
             if span:

@@ -146,6 +146,8 @@ def _land(
     stamp = first.stamp_of(part)
     with destination.transaction():
         if not fence.hold(destination, first.definition, first.run, part.number, part.end):
+            for _ in blocks:  # what has been read of it is in the way of the next one
+                pass
             raise psycopg.Rollback
         if first.direct:
             rows, size = landing.copy_direct(destination, first.raw, blocks)
@@ -167,10 +169,15 @@ def _land(
     return Landed(part)
 
 
+class NotByRanges(Exception):  # noqa: N818  no error: somebody else is to load it
+    """Nothing was read: this load is none by ranges, and its crew does nothing else."""
+
+
 class Crew(Protocol):
     """Who lands the ranges of a first load."""
 
     shares: bool  # sessions other than the load's own read, too
+    ranges_only: bool  # other loads are refused by NotByRanges
 
     def watching(self, *sessions: Connection) -> contextlib.AbstractContextManager[None]:
         """Let a load that uses these sessions be stopped. Raises KeyboardInterrupt."""
@@ -185,6 +192,7 @@ class Alone:
     """The load itself, on its own sessions."""
 
     shares = False
+    ranges_only = False
 
     def watching(self, *_: Connection) -> contextlib.AbstractContextManager[None]:
         """Ctrl-C reaches the load by itself."""

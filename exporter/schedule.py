@@ -30,22 +30,31 @@ def side_by_side(
     definitions: Iterable[Definition],
     load: Callable[..., Result],
     console: Console,
-    jobs: int,
+    jobs: int | None,
     most: int | None,
+    scheduler: str | None,
 ) -> Iterator[Result]:
     """Load so many definitions at once, the largest first; yield results as they come.
 
-    ``load`` has yet to get a definition, a console and a crew.
+    ``load`` has yet to get a definition, a console and a crew. ``most`` bounds the sessions on each
+    database, ``scheduler`` is the address of a Dask cluster that is to do it.
     """
     chosen = list(definitions)
     blocks = {definition.key: 0 for definition in chosen}
-    if len(chosen) > 1:  # each load tells by itself what is wrong with the source
+    if len(chosen) > 1 or scheduler:  # each load tells by itself what is wrong with the source
         with (
             contextlib.suppress(DatabaseError, psycopg.Error),
             connect("DATABASE_URL_CORE") as core,
         ):
             blocks.update(blocks_of(core, chosen))
     chosen.sort(key=lambda definition: blocks[definition.key], reverse=True)
+    if scheduler:
+        from exporter.cluster import Cluster, shared_keys  # noqa: PLC0415  imports Dask
+
+        shared = shared_keys(chosen, blocks)
+        yield from Cluster(scheduler, console, jobs, most).load_all(chosen, load, shared)
+        return
+    jobs = jobs or 1
     yield from Team(min(jobs, most or jobs)).run(
         chosen, lambda definition, crew: load(definition, console, crew=crew)
     )
@@ -55,6 +64,7 @@ class Team:
     """Threads, each with one session on each database at most."""
 
     shares = True
+    ranges_only = False
 
     def __init__(self, size: int) -> None:
         self._size = size

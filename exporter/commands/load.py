@@ -41,14 +41,19 @@ if TYPE_CHECKING:
     "-j",
     "--jobs",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
+    metavar="N",
     help="So many at once: definitions, the largest first, and ranges of a large first load.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
-    help="At most so many sessions on each database, whatever -j asks for.",
+    metavar="N",
+    help="At most so many sessions on each database.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let a Dask cluster do it; its scheduler's address, such as tcp://host:8786.",
 )
 @click.option(
     "--metrics-file",
@@ -66,8 +71,9 @@ def command(
     until: str | None,
     reconcile: bool,
     max_deletes: float,
-    jobs: int,
+    jobs: int | None,
     max_connections: int | None,
+    scheduler: str | None,
     metrics_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -83,6 +89,10 @@ def command(
         raise UsageError(
             "--since and --until need a KEY", hint="exporter load KEY --since VALUE --until VALUE"
         )
+    if scheduler and max_connections == 1:
+        raise UsageError(
+            "--scheduler needs two sessions on each database, one of them for the lock"
+        )
     with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, span)
         after = _reconciling(chosen, keys, max_deletes) if reconcile else None
@@ -94,7 +104,7 @@ def command(
             command="load --reconcile" if reconcile else "load",
         )
         run.started()
-        for result in _results(chosen, one, call.console, jobs, max_connections):
+        for result in _results(chosen, one, call.console, jobs, max_connections, scheduler):
             call.console.ended(result, as_json=as_json)
             run.results.append(result)
     sys.exit(exit_status([one.error.exit_status for one in run.results if one.error]))
@@ -132,13 +142,14 @@ def _results(
     chosen: list[Definition],
     load: Callable[..., Result],
     console: Console,
-    jobs: int,
+    jobs: int | None,
     most: int | None,
+    scheduler: str | None,
 ) -> Iterator[Result]:
-    if jobs > 1 and most != 1:
+    if scheduler or ((jobs or 1) > 1 and most != 1):
         from exporter.schedule import side_by_side  # noqa: PLC0415  needed here alone
 
-        yield from side_by_side(chosen, load, console, jobs, most)
+        yield from side_by_side(chosen, load, console, jobs, most, scheduler)
         return
     for definition in chosen:
         yield (result := load(definition, console))

@@ -1,0 +1,243 @@
+"""`exporter load --scheduler`: a Dask scheduler and three workers, each a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.conftest import ROOT, Workplace, compare
+from tests.test_concurrency import _start
+from tests.test_integrity import ITEM
+
+pytest.importorskip("distributed")
+
+WIDE = ITEM.replace("name: item", "name: wide").replace("key: Item", "key: Wide")
+WIDE = WIDE.replace("table: item", "table: wide")
+ROWS = 50_000  # 80 MB: large enough to be shared
+RAW = "analytics_raw.wide"
+TTL = 3  # seconds after which the scheduler gives up a worker that it does not hear of
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@dataclass
+class Cluster:
+    address: str
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def running_cluster(
+    place: Workplace,
+    *,
+    host: str = "127.0.0.1",
+    inside: Callable[[str], list[str]] = lambda _: [],
+    environments: tuple[dict[str, str], ...] = ({}, {}, {}),
+) -> Iterator[Cluster]:
+    """A scheduler and workers; ``inside`` gives what a command has to begin with, by name."""
+    env = {
+        **place.environment,
+        "PYTHONPATH": str(ROOT),
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": f"{TTL}s",
+        "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
+    }
+    dask = [sys.executable, "-m", "distributed.cli"]
+    told = place.folder / "scheduler.json"
+    log = (place.folder / "dask.log").open("wb")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log)
+
+        def start(name: str, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [*inside(name), *dask[:2], *words],
+                cwd=place.folder,
+                env={**env, **environment},
+                stdout=log,
+                stderr=log,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        start(
+            "scheduler",
+            "distributed.cli.dask_scheduler",
+            *("--host", host, "--port", "0", "--no-dashboard", "--scheduler-file", str(told)),
+        )
+        until(lambda: told.exists() and told.read_text().rstrip().endswith("}"))
+        cluster = Cluster(json.loads(told.read_text())["address"])
+        for number, environment in enumerate(environments):
+            words = [cluster.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+            words += ["--name", f"w{number}", "--local-directory", str(place.folder)]
+            name = f"worker{number}"
+            cluster.workers.append(
+                start(name, "distributed.cli.dask_worker", *words, **environment)
+            )
+        until(lambda: log_of(place).count("Register worker addr") == len(environments))
+        yield cluster
+
+
+def log_of(place: Workplace) -> str:
+    return (place.folder / "dask.log").read_text()
+
+
+def _wide(place: Workplace, rows: int = ROWS) -> None:
+    place.define(WIDE)
+    place.query(
+        place.core,
+        "create table wide (id int primary key, at timestamptz not null, pad text not null);"
+        "insert into wide select n, now(), repeat(md5(n::text), 45)"
+        f" from generate_series(1, {rows}) n; analyze wide",
+    )
+
+
+def _landed(place: Workplace) -> int:
+    there = place.query(place.analytics, f"select to_regclass('{RAW}') is not null")
+    return (
+        int(place.query(place.analytics, f"select count(*) from {RAW}")[0][0])
+        if (there == [(True,)])
+        else 0
+    )
+
+
+def _pause_inside_a_range(place: Workplace, worker: subprocess.Popen[bytes]) -> None:
+    """Stop a worker while its session has a range under way."""
+    stuck = (
+        "select count(*) from pg_locks l join pg_stat_activity a using (pid) where objsubid = 2"
+        " and locktype = 'advisory' and a.datname = current_database() and a.query ilike 'copy%'"
+        " and now() - a.state_change > interval '0.3 seconds'"
+    )
+    for _ in range(200):
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(0.4)
+        if place.query(place.analytics, stuck) != [(0,)]:
+            return
+        worker.send_signal(signal.SIGCONT)
+        time.sleep(0.03)
+    raise AssertionError("never inside a range")
+
+
+def test_one_worker_killed_and_one_paused(place: Workplace) -> None:
+    _wide(place)
+    with running_cluster(place) as cluster:
+        process = _start(place, "--scheduler", cluster.address, BATCH_SIZE="500")
+        until(lambda: _landed(place) > 0)
+        cluster.workers[0].kill()
+        _pause_inside_a_range(place, cluster.workers[1])
+        until(lambda: _landed(place) > ROWS // 2 or process.poll() is not None)
+        cluster.workers[1].send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert (result["rows_read"], result["rows_written"]) == (ROWS, ROWS)
+    compare(place, "public.wide", RAW)
+    assert place.load("Wide")["rows_written"] == 0
+
+
+def test_a_range_of_a_client_that_is_gone_never_lands(place: Workplace) -> None:
+    """A worker sleeps over its client's death, and over the load that another client makes."""
+    _wide(place)
+    with running_cluster(place, environments=({},)) as cluster:
+        process = _start(place, "--scheduler", cluster.address, BATCH_SIZE="500")
+        until(lambda: 0 < _landed(place) < ROWS // 2)
+        _pause_inside_a_range(place, cluster.workers[0])
+        process.kill()
+        process.communicate()
+        before = _landed(place)
+        assert before < ROWS
+        result = place.load("Wide", BATCH_SIZE="500")
+        assert result["rows_read"] == ROWS - before
+        compare(place, "public.wide", RAW)
+        cluster.workers[0].send_signal(signal.SIGCONT)
+        time.sleep(1)
+        compare(place, "public.wide", RAW)
+    assert place.load("Wide")["rows_written"] == 0
+
+
+def test_small_tables_and_increments_are_loaded_by_workers(place: Workplace) -> None:
+    names = [f"item_{number}" for number in range(4)]
+    place.define(
+        *(
+            ITEM.replace("name: item", f"name: {name}")
+            .replace("key: Item", f"key: {name}")
+            .replace("table: item", f"table: {name}")
+            for name in names
+        )
+    )
+    for name in names:
+        place.query(
+            place.core,
+            f"create table {name} (id int primary key, at timestamptz not null);"
+            f"insert into {name} select n, now() from generate_series(1, 1000) n",
+        )
+    with running_cluster(place) as cluster:
+        for words, rows in (([], 1000), ([], 10), (["--full-refresh"], 0)):
+            done = place.run(
+                *("exporter", "load", "--json", "--scheduler", cluster.address, *words),
+                DATABASE_URL_CORE="postgresql://nobody@127.0.0.1:1/none",  # not reached from here
+            )
+            assert done.returncode == 0, done.stderr
+            results = [json.loads(line) for line in done.stdout.splitlines()]
+            assert {result["key"]: result["rows_written"] for result in results} == dict.fromkeys(
+                names, rows
+            )
+            for name in names:
+                compare(place, f"public.{name}", f"analytics_raw.{name}")
+                place.query(
+                    place.core,
+                    f"insert into {name} select max(id) + n, now() from {name},"
+                    " generate_series(1, 10) n group by n"
+                    if rows == 1000
+                    else "select",
+                )
+        place.query(place.core, "drop table item_2")
+        done = place.run("exporter", "load", "--scheduler", cluster.address)
+        assert done.returncode == 1
+        assert "the source database has no table" in done.stderr
+        assert done.stdout.count("rows read") == 3
+
+
+def test_sessions_are_bounded(place: Workplace) -> None:
+    _wide(place)
+    count = (
+        "select count(*) from pg_stat_activity where application_name = 'dbt-exporter' and"
+        " backend_type = 'client backend' and datname = current_database()"
+    )
+    most = 0
+    with running_cluster(place) as cluster:
+        process = _start(
+            place, "--scheduler", cluster.address, "--max-connections", "3", BATCH_SIZE="500"
+        )
+        while process.poll() is None:
+            most = max(most, place.query(place.analytics, count)[0][0])
+    assert process.returncode == 0, process.communicate()[1]
+    process.communicate()
+    assert most == 3
+    compare(place, "public.wide", RAW)
+
+
+def test_what_is_missing_is_told(place: Workplace) -> None:
+    _wide(place, 10)
+    done = place.run("exporter", "load", "--scheduler", "tcp://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no Dask scheduler answers at tcp://127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = place.run("exporter", "load", "--scheduler", "tcp://h:1", "--max-connections", "1")
+    assert done.returncode == 2
+    with running_cluster(place, environments=({"DATABASE_URL_CORE": ""},)) as cluster:
+        done = place.run("exporter", "load", "--scheduler", cluster.address)
+    assert done.returncode == 2, done.stderr
+    assert "DATABASE_URL_CORE is not set" in done.stderr

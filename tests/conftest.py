@@ -95,6 +95,17 @@ class Workplace:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def types(self, relation: str) -> dict[str, str]:
+        """Name → type of the columns of a relation at the destination, in their order."""
+        return dict(
+            self.query(
+                self.analytics,
+                "select attname, format_type(atttypid, atttypmod) from pg_attribute where"
+                f" attrelid = '{relation}'::regclass and attnum > 0 and not attisdropped"
+                " order by attnum",
+            )
+        )
+
     def define(self, *tables: str) -> None:
         """Write the sources file: one YAML text a table, below ``tables:``."""
         text = "version: 2\nsources:\n  - name: analytics_raw\n    tables:\n"

@@ -23,6 +23,7 @@ TABLE = """
         source: {{table: thing, cursor: {{field: at, id_field: id}}{source}}}
         conflict_columns: [id]{rest}
 """
+RAW = "analytics_raw.thing"
 CREATE = """
 create table thing (id int primary key, v varchar(5), n numeric(6,2), w int, at timestamptz(3)
     default clock_timestamp());
@@ -41,15 +42,6 @@ def thing(place: Workplace) -> Workplace:
 
 def define(place: Workplace, source: str = "", rest: str = "") -> None:
     place.define(TABLE.format(source=source, rest=rest and f"\n        {rest}"))
-
-
-def types(place: Workplace) -> dict[str, str]:
-    rows = place.query(
-        place.analytics,
-        "select attname, format_type(atttypid, atttypmod) from pg_attribute where attrelid ="
-        " 'analytics_raw.thing'::regclass and attnum > 0 and not attisdropped",
-    )
-    return dict(rows)
 
 
 def refused(place: Workplace) -> str:
@@ -90,7 +82,7 @@ def test_wider_types_are_taken_over(thing: Workplace) -> None:
         if "50" in change or kind in ("text", "numeric"):
             assert f"column {column} widened" in thing.run("exporter", "load").stderr
         thing.load()
-        assert types(thing)[column] == kind
+        assert thing.types(RAW)[column] == kind
         compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
     assert thing.query(thing.analytics, file) == before
 
@@ -126,7 +118,7 @@ def test_narrower_types_need_nothing(thing: Workplace) -> None:
     )
     thing.load()
     compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
-    assert types(thing)["w"] == "integer"
+    assert thing.types(RAW)["w"] == "integer"
 
 
 def test_dropped_column_is_kept_and_told_once(thing: Workplace) -> None:
@@ -137,7 +129,7 @@ def test_dropped_column_is_kept_and_told_once(thing: Workplace) -> None:
     assert "no column w" not in thing.run("exporter", "load").stderr
     gone = "select count(*) from analytics_raw.thing where w is null"
     assert thing.query(thing.analytics, gone + " and id in (1, 101)") == [(2,)]
-    assert "w" in types(thing)
+    assert "w" in thing.types(RAW)
     thing.query(thing.core, f"alter table thing add w int default 7; {INSERT}")
     thing.load("--full-refresh")
     compare(thing, "thing", "analytics_raw.thing", "id, v, n, w, at")
@@ -184,8 +176,8 @@ def test_table_of_a_migration_is_used_as_it_is(place: Workplace, freeze: bool, s
     compare(place, "thing", "analytics_raw.thing", "id, v::text, n::text, w, at")
     kept = "select count(*) from analytics_raw.thing where note = 'mine'"
     assert place.query(place.analytics, kept) == [(100,)]
-    assert types(place)["v"] == "colour"
-    assert ("_exported_at" in types(place)) != freeze
+    assert place.types(RAW)["v"] == "colour"
+    assert ("_exported_at" in place.types(RAW)) != freeze
     assert ("no model can tell its new rows" in done.stderr) == freeze
     place.query(place.core, "update thing set v = 'red', at = clock_timestamp() where id < 5")
     assert place.load()["rows_written"] == 4
@@ -242,8 +234,8 @@ def test_expressions_are_computed_by_the_source(place: Workplace) -> None:
     define(place, columns)
     place.query(place.core, CREATE)
     place.load()
-    assert list(types(place)) == ["id", "v", "n", "double", "_exported_at"]
-    assert types(place)["double"] == "bigint"
+    assert list(place.types(RAW)) == ["id", "v", "n", "double", "_exported_at"]
+    assert place.types(RAW)["double"] == "bigint"
     hashed = "select id, md5('salt' || v) as v, n, w::bigint * 2 as double from thing"
     compare(place, f"({hashed}) as hashed", "analytics_raw.thing", "id, v, n, double")
     place.query(place.core, "update thing set v = 'z', at = clock_timestamp() where id = 1")
@@ -255,7 +247,7 @@ def test_excluded_columns_do_not_leave(place: Workplace) -> None:
     define(place, ", exclude: [v, w]")
     place.query(place.core, CREATE)
     place.load()
-    assert list(types(place)) == ["id", "n", "at", "_exported_at"]
+    assert list(place.types(RAW)) == ["id", "n", "at", "_exported_at"]
 
 
 WRONG: dict[str, tuple[str, str]] = {
@@ -345,12 +337,7 @@ def test_models_follow_each_kind_of_drift(bare: Workplace) -> None:
     def models_follow(columns: str) -> None:
         bare.dbt("run", "--quiet", "-s", *MODELS)
         compare(bare, "public.thing", "public.things", columns)
-        kinds = (
-            "select attname, format_type(atttypid, atttypmod) from pg_attribute where attnum > 0"
-        )
-        kinds += " and not attisdropped and attrelid = '{}'::regclass order by 1"
-        raw = bare.query(bare.analytics, kinds.format("analytics_raw.thing"))
-        assert bare.query(bare.analytics, kinds.format("public.things")) == raw
+        assert bare.types("public.things") == bare.types(RAW)
         rows = "select count(*) from {}"
         seen = bare.query(bare.analytics, rows.format("public.stg_thing"))
         assert seen == bare.query(bare.analytics, rows.format("analytics_raw.thing"))

@@ -62,13 +62,7 @@ def test_every_type_lands_between_versions(apart: Workplace, path: str) -> None:
             text_form |= kinds
     exclude = [name for name, kind in bare.items() if path == "binary" and kind in text_form]
     every_type.landed_alike(apart, "typed", exclude)
-    landed = dict(
-        apart.query(
-            apart.analytics,
-            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
-            " where attrelid = 'analytics_raw.typed'::regclass",
-        )
-    )
+    landed = apart.types("analytics_raw.typed")
     source, destination = versions
     for name in landed.keys() & bare.keys():
         kind = bare[name]

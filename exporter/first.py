@@ -16,22 +16,13 @@ if TYPE_CHECKING:
     from exporter.load import Load
 
 
-def is_first(load: Load, full_refresh: bool) -> bool:
-    """Whether this load is a first one that is read by blocks, or goes on with one."""
-    raw, stored = load.transfer.raw, load.stored
-    if not load.table.in_blocks or not raw.unique_at_source or not raw.key:
-        return False
-    if stored.next_block is not None:
-        return not full_refresh  # what has landed may be gone at the source
-    return stored.cursor is None and raw_table.is_empty(load.destination, raw)
-
-
 def land_first(load: Load) -> State:
     """Land all rows; return how far they reach.
 
     One that goes on copies the rest, and looks at what has changed since it was begun.
     """
     table, stored, transfer, raw = load.table, load.stored, load.transfer, load.transfer.raw
+    crew = load.crew or ranges.ALONE
     empty = raw_table.is_empty(load.destination, raw)
     same = not empty and stored.file == table.file and load.snapshot.xid_usable
     exact = raw.exact and raw.stamped and all(column.binary for column in raw.columns)
@@ -67,12 +58,12 @@ def land_first(load: Load) -> State:
         # A row of these blocks that is as it was in the first snapshot is not in raw; an older
         # version of one that has changed since may be.
         changed_since=load.view.xmin_since if same else None,
-        snapshot=_exported(load.source) if load.crew.shares else None,
+        snapshot=_exported(load.source) if crew.shares else None,
     )
     transfer.tell(first.query(ranges.Range(0, begin, begin + first.step)), first.count)
     tally = ranges.Tally(first, table.rows, load.result, load.progress)
-    load.crew.land(first, load.source, load.destination, tally)
-    if load.crew.shares:
+    crew.land(first, load.source, load.destination, tally)
+    if crew.shares:
         fence.end_sessions(load.destination, load.definition)  # of attempts that others overtook
         take_counts(load.destination, load.result)
     raw_table.ensure_key(load.destination, raw)

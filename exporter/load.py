@@ -7,23 +7,25 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
-from exporter import fence, raw_table, signals, state, window
+from exporter import raw_table, signals, state, window
 from exporter.catalog import Table, find_table
 from exporter.connection import Connection, connect, stopped_in_order
 from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
-from exporter.first import is_first, land_first
-from exporter.ranges import ALONE, Crew, NotByRanges
 from exporter.report import Result, record_failure
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
 from exporter.transfer import Transfer, select
+
+if TYPE_CHECKING:
+    from exporter.ranges import Crew
 
 
 def load(
@@ -34,7 +36,7 @@ def load(
     span: window.Span | None = None,
     after: Callable[[Load], None] | None = None,
     command: str = "load",
-    crew: Crew = ALONE,
+    crew: Crew | None = None,
 ) -> Result:
     """Land what is new of one definition. Never raises ExporterError: the result carries it.
 
@@ -56,7 +58,8 @@ def load(
         with contextlib.ExitStack() as stack:
             destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
             source = stack.enter_context(connect("DATABASE_URL_CORE"))
-            stack.enter_context(crew.watching(destination, source))
+            if crew:
+                stack.enter_context(crew.watching(destination, source))
             progress = functools.partial(console.progress, definition.key)
             one = Load(definition, source, destination, result, say, progress, crew)
             with stopped_in_order(source, destination):
@@ -132,7 +135,7 @@ class Load:
         result: Result,
         say: Say,
         progress: Progress,
-        crew: Crew,
+        crew: Crew | None,
     ) -> None:
         self.definition = definition
         self.source = source
@@ -154,6 +157,8 @@ class Load:
         state.lock(destination, definition)
         self.stored = state.read(destination, definition.key)
         if self.stored.run is not None:  # a first load that did not end
+            from exporter import fence  # noqa: PLC0415  what most loads do not need
+
             fence.close(destination, definition)
             self.stored = state.read(destination, definition.key)
         self.result.cursor = self.stored.cursor
@@ -183,8 +188,10 @@ class Load:
                 self.say,
                 self.progress,
             )
-            first = not span and is_first(self, full_refresh)
-            if not first and self.crew.ranges_only:
+            first = not span and self._is_first(full_refresh)
+            if not first and self.crew and self.crew.ranges_only:
+                from exporter.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
+
                 raise NotByRanges
             if not first:
                 raw_table.ensure_key(destination, raw)
@@ -193,7 +200,7 @@ class Load:
             elif full_refresh and not first:
                 self._replace(table)
             else:
-                current = land_first(self) if first else self._increment(table)
+                current = self._first() if first else self._increment(table)
                 self.transfer.store(self._finished(current), "ok")
             if after:
                 after(self)
@@ -245,6 +252,20 @@ class Load:
         return raw_table.prepare(
             self.destination, self.definition, table, [*hidden, raw_table.PAST], self.say
         )
+
+    def _is_first(self, full_refresh: bool) -> bool:
+        """Whether this load is a first one that is read by blocks, or goes on with one."""
+        raw, stored = self.transfer.raw, self.stored
+        if not self.table.in_blocks or not raw.unique_at_source or not raw.key:
+            return False
+        if stored.next_block is not None:
+            return not full_refresh  # what has landed may be gone at the source
+        return stored.cursor is None and raw_table.is_empty(self.destination, raw)
+
+    def _first(self) -> State:
+        from exporter.first import land_first  # noqa: PLC0415  what most loads do not need
+
+        return land_first(self)
 
     def _backfill(self, span: window.Span) -> None:
         """Land a span again. Only the last stamp is remembered: it may never go backwards."""

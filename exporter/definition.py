@@ -188,21 +188,24 @@ def parse(
 
 def _freshness(levels: Sequence[Any], where: str) -> Freshness | None:
     """Merge as dbt does: the later level wins; an explicit null takes away what was before."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, timedelta | None] = {}
     for level in levels:
-        found = found if level is not None else {}
+        if level is None:
+            found = {}
+            continue
         for name in ("warn_after", "error_after"):
-            if level is not None and name in level:
-                found[name] = {**found.get(name, {}), **level[name]} if level[name] else {}
-    times = {}
-    for name, value in found.items():
-        count, unit = value.get("count"), str(value.get("period"))
-        if value and (not isinstance(count, int) or unit not in _UNITS):
-            raise DefinitionError(
-                f"{where}: freshness.{name} must be such as {{count: 1, period: day}}"
-            )
-        times[name] = timedelta(seconds=int(count or 0) * _UNITS[unit]) if value else None
-    warn, error = times.get("warn_after"), times.get("error_after")
+            value = level.get(name, {}) if isinstance(level, dict) else level
+            if value is None:
+                found[name] = None
+            elif value != {}:
+                wanted = value if isinstance(value, dict) else {}
+                count, unit = wanted.get("count"), str(wanted.get("period"))
+                if not isinstance(count, int) or unit not in _UNITS:
+                    raise DefinitionError(
+                        f"{where}: freshness.{name} must be such as {{count: 1, period: day}}"
+                    )
+                found[name] = timedelta(seconds=count * _UNITS[unit])
+    warn, error = found.get("warn_after"), found.get("error_after")
     return Freshness(warn, error) if warn is not None or error is not None else None
 
 

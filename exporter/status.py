@@ -90,7 +90,8 @@ class Status:
         """``pass``, ``warn`` or ``error``; None where the YAML asks for nothing."""
         if self.definition.freshness is None:
             return None
-        return self.definition.freshness.status(self.age) if self.age is not None else "error"
+        age = timedelta.max if self.age is None else self.age  # as dbt does
+        return self.definition.freshness.status(age)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object of ``--json``."""

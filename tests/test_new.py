@@ -82,19 +82,31 @@ def test_every_table_of_a_shop_in_raw_and_in_a_model(shop: Workplace) -> None:
 
 
 def test_the_last_line_is_what_to_run_next(shop: Workplace) -> None:
-    last = _new(shop, "orders").stdout.splitlines()[-1]
-    assert last == "exporter load Order && dbt run -s stg_order"
+    assert _new(shop, "track").stdout.splitlines()[-1] == (
+        "exporter load track && dbt run -s stg_track"
+    )
+    urls = dict.fromkeys(("DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"), "")
+    (shop.folder / ".env").write_text("".join(f"{n}={shop.environment[n]}\n" for n in urls))
+    last = shop.run("exporter", "new", "orders", **urls).stdout.splitlines()[-1]
+    assert last == "exporter load Order && dotenv run -- dbt run -s stg_order"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(last, shell=True, cwd=shop.folder, capture_output=True, check=False,
-                          env={**shop.environment, "PATH": path})  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    done = subprocess.run(
+        last,
+        shell=True,
+        cwd=shop.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={n: v for n, v in shop.environment.items() if n not in urls} | {"PATH": path},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert shop.query(shop.analytics, "select count(*) from stg_order") == [(120,)]
     (shop.folder / ".env.old shop").touch()
     done = shop.run("exporter", "new", "albums", "--env", "old shop", "--key", "the albums")
     last = done.stdout.splitlines()[-1]
     assert last == "exporter load 'the albums' --env 'old shop' && dbt run -s stg_albums"
     here = Workplace(shop.folder.parent, shop.core, shop.analytics)
-    done = here.run("exporter", "new", "track", "--project-dir", shop.folder.name)
+    done = here.run("exporter", "new", "customer", "--project-dir", shop.folder.name)
     assert done.stdout.splitlines()[-1].startswith(f"cd {shop.folder.name} && exporter load")
 
 

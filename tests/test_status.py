@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -146,30 +147,41 @@ def test_a_run_that_found_the_lock_taken_hides_nothing(items: Workplace) -> None
     assert "locked" in items.run("exporter", "status", "Item").stdout
 
 
-def test_freshness_is_that_of_dbt(product: Workplace) -> None:
-    fill(product.core, 1, 50)
-    product.load("StatEvent")
-    product.load("StatEvent")
-    sources = product.folder / "models" / "staging" / "_sources.yml"
-    assert _status(product)["freshness"] == "pass"
-    for level, expected in (("warn_after", "warn"), ("error_after", "error")):
-        text = (ROOT / "models" / "staging" / "_sources.yml").read_text()
-        text = text.replace(
-            "        config:\n          meta:",
-            f"        config:\n          freshness: {{{level}: {{count: 1, period: hour}}}}\n"
-            "          meta:",
-            1,
-        )
-        sources.write_text(text)
-        for table, column in (("stat_event", "_exported_at"), ("_exporter_runs", "started_at")):
-            product.query(
-                product.analytics,
-                f"update analytics_raw.{table} set {column} = now() - interval '90 minutes'",
-            )
-        assert _status(product)["freshness"] == expected
-        product.run("dbt", "source", "freshness", "-s", "source:analytics_raw.stat_event")
-        result = json.loads((product.folder / "target" / "sources.json").read_text())["results"]
-        assert [one["status"] for one in result] == [expected]
+def test_freshness_is_that_of_dbt(place: Workplace) -> None:
+    (place.folder / "profiles.yml").write_bytes((ROOT / "profiles.yml.example").read_bytes())
+    levels = {
+        "inherits": "{}",
+        "strict": "{error_after: {count: 1, period: hour}}",
+        "patient": "{warn_after: {count: 2, period: hour}, error_after: {}}",
+        "none": "null",
+    }
+    text = (
+        "sources:\n  - name: analytics_raw\n    config:\n      loaded_at_field: _exported_at\n"
+        "      freshness: {warn_after: {count: 1, period: hour}}\n    tables:\n"
+    )
+    for name, level in levels.items():
+        table = ITEM.replace("name: item", f"name: {name}").replace("key: Item", f"key: {name}")
+        table = table.replace("  config:\n", f"  config:\n    freshness: {level}\n", 1)
+        text += "".join(f"      {line}\n" for line in table.strip().splitlines())
+    (place.folder / "models" / "sources.yml").write_text(text)
+    place.query(
+        place.core,
+        "create table item (id int primary key, at timestamptz not null);"
+        "insert into item values (1, now())",
+    )
+    for _ in range(2):
+        assert place.run("exporter", "load").returncode == 0
+    late = "now() - interval '90 minutes'"
+    place.query(place.analytics, f"update {RUNS} set started_at = {late}")
+    for name in levels:
+        place.query(place.analytics, f"update analytics_raw.{name} set _exported_at = {late}")
+    told = place.run("exporter", "status", "--json").stdout.splitlines()
+    ours = {one["key"]: one["freshness"] for one in map(json.loads, told)}
+    assert ours == {"inherits": "warn", "strict": "error", "patient": "pass", "none": None}
+    place.run("dbt", "source", "freshness")
+    results = json.loads((place.folder / "target" / "sources.json").read_text())["results"]
+    theirs = {one["unique_id"].rpartition(".")[2]: one["status"] for one in results}
+    assert theirs == {name: status for name, status in ours.items() if status}
 
 
 def test_before_the_first_load_and_without_the_source(place: Workplace) -> None:
@@ -215,22 +227,17 @@ def test_dbt_build_shows_loads_that_fail_or_stop(product: Workplace) -> None:
     )
     assert ("StatEvent", True, True) in rows
 
-    def refused() -> str:
-        done = product.run("dbt", "test", "-s", "exporter_runs", "--no-use-colors")
-        assert done.returncode == 1, done.stdout
-        return done.stdout
-
+    later = ITEM.replace("name: item", "name: late").replace("key: Item", "key: Late")
+    product.define(later)  # the source in a second file
     product.query(
         product.analytics,
-        f"insert into {RUNS} (key, command, status) values ('StatEvent', 'load', 'failed')",
+        f"insert into {RUNS} (key, command, status) values ('StatEvent', 'load', 'failed');"
+        f"insert into {RUNS} (key, command, status, started_at)"
+        " values ('Late', 'load', 'ok', now() - interval '27 hours')",
     )
-    assert "loads_end_well" in refused()
-    product.query(
-        product.analytics,
-        f"delete from {RUNS} where status = 'failed';"
-        f"update {RUNS} set started_at = now() - interval '27 hours'",
-    )
-    assert "loads_end_well" in refused()
+    done = product.run("dbt", "test", "-s", "exporter_runs", "--no-use-colors")
+    assert done.returncode == 1
+    assert re.search(r"FAIL 2 .*loads_end_well", done.stdout), done.stdout
 
 
 @pytest.mark.parametrize(
@@ -238,6 +245,8 @@ def test_dbt_build_shows_loads_that_fail_or_stop(product: Workplace) -> None:
     [
         ("{warn_after: {count: 1}}", "freshness.warn_after"),
         ("{error_after: {count: x, period: day}}", "freshness.error_after"),
+        ("{error_after: 1 day}", "freshness.error_after"),
+        ("daily", "freshness.warn_after"),
     ],
 )
 def test_a_wrong_freshness_is_named(place: Workplace, freshness: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter import text
-from exporter.cli import CORE, Call, as_json, out, shared
+from exporter.cli import ANALYTICS, CORE, Call, as_json, out, shared
 from exporter.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from exporter.connection import Connection
     from exporter.definition import Definition
+    from exporter.new import Plan
 
 
 _SHOWN = 12  # answers that an error names
@@ -48,14 +50,17 @@ def command(
 
     if (table is None) != as_list or (as_json and not as_list):
         raise UsageError("exporter new takes a TABLE, or --list", hint="exporter new --list")
+    before = ANALYTICS in os.environ
     root = call.root(CORE)
+    in_file = not before and ANALYTICS in os.environ
     declared = project.declared(root)
     with connect(CORE) as source:
         source.execute("set default_transaction_read_only = on")
         if table is None:
-            _list(source, declared, as_json)
+            _list(call, source, declared, as_json)
         else:
-            _write(call, root, source, declared, table, yes, wished)
+            plan = _write(call, root, source, declared, table, yes, wished)
+            out(_next(call, root, plan, in_file))
 
 
 def _write(
@@ -66,7 +71,7 @@ def _write(
     table: str,
     yes: bool,
     wished: dict[str, Any],
-) -> None:
+) -> Plan:
     from exporter import check, new, project, survey  # noqa: PLC0415
 
     columns = wished.pop("conflict_columns") or ""
@@ -85,12 +90,21 @@ def _write(
         if one.status != "ok":
             told = "\n  → ".join([f"{one.check}: {one.message}", *one.fix])
             call.console.say(told, "warning", key=plan.key)
-    command = f"exporter load {shlex.quote(plan.key)} && dbt run -s {plan.model}"
-    if call.environment:
-        command = command.replace(" && ", f" --env {shlex.quote(call.environment)} && ")
-    if root != Path.cwd():
-        command = f"cd {shlex.quote(str(_near(root)))} && {command}"
-    out(command)
+    return plan
+
+
+def _next(call: Call, root: Path, plan: Plan, in_file: bool) -> str:
+    """Return the command to run next. dbt reads no ``.env``: where we did, dotenv does."""
+    name = call.environment
+    load = f"exporter load {shlex.quote(plan.key)}" + (
+        f" --env {shlex.quote(name)}" if name else ""
+    )
+    dbt = f"dbt run -s {plan.model}"
+    if in_file:
+        file = f"-f {shlex.quote(f'.env.{name}')} " if name else ""
+        dbt = f"dotenv {file}run -- {dbt}"
+    where = f"cd {shlex.quote(str(_near(root)))} && " if root != Path.cwd() else ""
+    return f"{where}{load} && {dbt}"
 
 
 def _prompt(question: str, answers: Sequence[str], flag: str) -> str:
@@ -115,7 +129,7 @@ def _near(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _list(source: Connection, declared: list[Definition], as_json: bool) -> None:
+def _list(call: Call, source: Connection, declared: list[Definition], as_json: bool) -> None:
     from exporter import survey  # noqa: PLC0415
 
     known = {(one.source_schema, one.source_table) for one in declared}
@@ -137,7 +151,9 @@ def _list(source: Connection, declared: list[Definition], as_json: bool) -> None
         rows.append(
             (str(one), "-" if size is None else text.number(size), cursor, ", ".join(one.key))
         )
-    if not as_json:
+    if not rows:
+        call.say("every table has a definition")
+    elif not as_json:
         head = ("TABLE", "ROWS", "CURSOR", "PRIMARY KEY")
         for line in text.table(head, rows, right=("ROWS",), width=text.width()):
             out(line)

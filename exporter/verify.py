@@ -99,10 +99,13 @@ class Verdict:
 def advice(definition: Definition, verdict: Verdict) -> str:
     """Return what to do about rows that differ."""
     command = f"exporter verify {definition.key} --repair"
-    if verdict.kept:
+    counts = verdict.counts
+    gone = verdict.kept or (0 if counts["missing"] or counts["different"] else counts["extra"])
+    if gone and definition.conflict_columns and definition.deletes == "ignore":
         return (
-            f"{verdict.kept:,} extra rows stay, exporter.deletes is ignore; set it to mark or"
-            f" remove ({definition.where}), then {command}"
+            f"{gone:,} rows are gone at the source, and stay while"
+            f" exporter.deletes is ignore; set it to mark or remove ({definition.where}), then"
+            f" {command}"
         )
     if definition.mode == "append":
         command = f"exporter load {definition.key} --full-refresh"
@@ -141,7 +144,7 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
     except KeyboardInterrupt as stop:
         verdict.error = signals.reason(stop, f"{definition.key}: interrupted")
     verdict.seconds = time.monotonic() - began
-    if repair and verdict.differs:
+    if repair and verdict.differs and verdict.error is None:
         done = load(
             definition,
             console,

@@ -64,6 +64,11 @@ def test_every_class_of_difference_and_its_repair(product: Workplace) -> None:
         f"update {RAW} set custom_attributes = custom_attributes || '{{\"x\": 1}}'"
         " where id = 'evt_000000000009'",
     )
+    product.query(  # the same values in other places
+        product.analytics,
+        f"update {RAW} set (host, status, click_id) = (click_id, host, status)"
+        " where id = 'evt_000000000012' and status is null",
+    )
     product.query(
         product.core,
         "delete from \"StatEvent\" where id = 'evt_000000000010';"
@@ -76,10 +81,11 @@ def test_every_class_of_difference_and_its_repair(product: Workplace) -> None:
         ("extra", "evt_000000000010", []),
         ("different", "evt_000000000008", ["tag", "status"]),
         ("different", "evt_000000000009", ["custom_attributes"]),
+        ("different", "evt_000000000012", ["click_id", "host", "status"]),
         ("in flight", "evt_000000000011", []),
     ]
     assert (found["rows_source"], found["rows_raw"]) == (2999, 2999)
-    assert [found[kind] for kind in ("missing", "extra", "different", "in_flight")] == [1, 1, 2, 1]
+    assert [found[kind] for kind in ("missing", "extra", "different", "in_flight")] == [1, 1, 3, 1]
 
     said = product.run("exporter", "verify", "StatEvent")
     assert said.returncode == 1
@@ -91,15 +97,15 @@ def test_every_class_of_difference_and_its_repair(product: Workplace) -> None:
 
     newest = product.query(product.analytics, f"select max(_exported_at) from {RAW}")
     repaired = verify(product, "StatEvent", "--repair", status=1)  # deletes: ignore
-    assert (repaired["landed"], repaired["deleted"], repaired["status"]) == (3, 0, "different")
+    assert (repaired["landed"], repaired["deleted"], repaired["status"]) == (4, 0, "different")
     assert product.query(
         product.analytics, f"select count(*) from {RAW} where _exported_at > '{newest[0][0]}'"
-    ) == [(4,)]  # models see them, the one in flight included
+    ) == [(5,)]  # models see them, the one in flight included
     assert product.query(
         product.analytics,
         "select command, status, rows_written from analytics_raw._exporter_runs"
         " order by id desc limit 1",
-    ) == [("verify --repair", "ok", 4)]
+    ) == [("verify --repair", "ok", 5)]
     assert named(verify(product, "StatEvent", status=1)) == [("extra", "evt_000000000010", [])]
 
     sources = product.folder / "models" / "staging" / "_sources.yml"
@@ -429,6 +435,10 @@ def test_columns_that_came_and_went(place: Workplace) -> None:
     assert verify(place, "Item", "--repair")["landed"] == 20
     assert verify(place, "Item")["status"] == "equal"
     assert place.query(place.analytics, f"select count(w) from {ITEM_RAW}") == [(0,)]
+    place.query(place.core, "alter table item add column y int default 8")
+    place.query(place.analytics, f"delete from {ITEM_RAW} where id = 3")
+    assert verify(place, "Item", "--repair")["landed"] == 20  # y is compared once raw has it
+    assert verify(place, "Item")["status"] == "equal"
 
 
 def test_another_encoding(place: Workplace) -> None:
@@ -498,18 +508,14 @@ def test_values_of_every_type_are_compared(place: Workplace) -> None:
     assert len(found[0]["columns"]) == len(filled)
 
 
-@pytest.mark.parametrize("words", [(), ("--repair",)])
-def test_ctrl_c_ends_it(place: Workplace, words: tuple[str, ...]) -> None:
-    slow_table(place, 8)
-    place.load("Slow")
-    if words:
-        place.query(place.analytics, "delete from analytics_raw.slow where id = 3")
-    place.query(place.core, "insert into slow select n, now() from generate_series(9, 2000) n")
-    reading = (
-        "select count(*) from pg_stat_activity where state = 'active' and query ~ 'pg_sleep'"
-        " and application_name = 'dbt-exporter' and datname = current_database()"
-    )
-    process = subprocess.Popen(
+READING = (
+    "select count(*) from pg_stat_activity where state = 'active' and query ~ '{}.*pg_sleep'"
+    " and application_name = 'dbt-exporter' and datname = current_database()"
+)
+
+
+def _started(place: Workplace, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "exporter", "verify", "Slow", *words],
         cwd=place.folder,
         env=place.environment,
@@ -517,12 +523,37 @@ def test_ctrl_c_ends_it(place: Workplace, words: tuple[str, ...]) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while place.query(place.core, reading) == [(0,)]:
+
+
+def _until(place: Workplace, process: subprocess.Popen[str], query: str) -> None:
+    while place.query(place.core, query) == [(0,)]:
         assert process.poll() is None
         time.sleep(0.02)
+
+
+def test_raw_and_position_are_of_one_moment(place: Workplace) -> None:
+    slow_table(place, 60)
+    place.load("Slow")
+    place.query(place.analytics, "update analytics_raw.slow set at = at - interval '1 day'")
+    process = _started(place, "--json")
+    _until(place, process, READING.format("copy"))  # the second look
+    place.query(place.analytics, "update analytics_raw.slow set at = at + interval '1 day'")
+    assert json.loads(process.communicate()[0])["different"] == 60
+    assert verify(place, "Slow")["status"] == "equal"
+
+
+@pytest.mark.parametrize("words", [(), ("--repair",)])
+def test_ctrl_c_ends_it(place: Workplace, words: tuple[str, ...]) -> None:
+    slow_table(place, 8)
+    place.load("Slow")
+    if words:
+        place.query(place.analytics, "delete from analytics_raw.slow where id = 3")
+    place.query(place.core, "insert into slow select n, now() from generate_series(9, 2000) n")
+    process = _started(place, *words)
+    _until(place, process, READING.format("select"))
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     told = process.communicate(timeout=60)
     assert time.monotonic() - began < 5
     assert (process.returncode, *told) == (130, "", "exporter: Slow: interrupted\n")
-    assert place.query(place.core, reading) == [(0,)]
+    assert place.query(place.core, READING.format("select")) == [(0,)]

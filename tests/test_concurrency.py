@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -69,16 +70,16 @@ def test_writers_with_long_transactions(product: Workplace, seconds: int, longes
     ]
     for writer in writers:
         writer.start()
-    loads = built = 0
-    while time.monotonic() < until:
-        product.load("StatEvent")
-        loads += 1
-        if time.monotonic() > until - seconds / 2 and not built:
-            product.dbt("run", "--quiet")
-            built = 1
+    loads = 0
+    with ThreadPoolExecutor(1) as other:
+        built = other.submit(product.dbt, "run", "--quiet")
+        while time.monotonic() < until:
+            product.load("StatEvent")
+            loads += 1
     for writer in writers:
         writer.join()
     assert len(done) == 8
+    built.result()
     assert loads > 3
     product.load("StatEvent")
     compare(product, EVENT, RAW)

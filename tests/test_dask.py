@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import psycopg
 import pytest
 
-from tests.conftest import ROOT, Workplace, compare
+from exporter.embedded import running_server
+from tests.conftest import ROOT, Workplace, compare, fill
 from tests.test_concurrency import _start
 from tests.test_integrity import ITEM
 
@@ -94,6 +99,44 @@ def log_of(place: Workplace) -> str:
     return (place.folder / "dask.log").read_text()
 
 
+@contextlib.contextmanager
+def network(*names: str) -> Iterator[Callable[[str], list[str]]]:
+    """A network namespace for each name, on one bridge, whose own address is 10.77.0.1.
+
+    Yields what gives the beginning of a command that runs inside.
+    """
+    tag = f"exp{os.getpid() % 100_000}"
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        ip("link", "add", tag, "type", "bridge")
+        ip("addr", "add", "10.77.0.1/24", "dev", tag)
+        ip("link", "set", tag, "up")
+        for number, name in enumerate(names):
+            space, outside = f"{tag}-{name}", f"{tag}v{number}"
+            ip("netns", "add", space)
+            ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", space)
+            ip("link", "set", outside, "master", tag, "up")
+            ip("-n", space, "addr", "add", f"10.77.0.{number + 10}/24", "dev", "eth0")
+            ip("-n", space, "link", "set", "eth0", "up")
+            ip("-n", space, "link", "set", "lo", "up")
+        yield lambda name: ["ip", "netns", "exec", f"{tag}-{name}"]
+    finally:
+        for name in names:
+            subprocess.run(
+                ["ip", "netns", "delete", f"{tag}-{name}"], check=False, capture_output=True
+            )
+        subprocess.run(["ip", "link", "delete", tag], check=False, capture_output=True)
+
+
+def _has_namespaces() -> bool:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError), network("probe"):
+        return True
+    return False
+
+
 def _wide(place: Workplace, rows: int = ROWS) -> None:
     place.define(WIDE)
     place.query(
@@ -104,16 +147,17 @@ def _wide(place: Workplace, rows: int = ROWS) -> None:
     )
 
 
-def _landed(place: Workplace) -> int:
-    there = place.query(place.analytics, f"select to_regclass('{RAW}') is not null")
-    return (
-        int(place.query(place.analytics, f"select count(*) from {RAW}")[0][0])
-        if (there == [(True,)])
-        else 0
-    )
+def landed(place: Workplace) -> int:
+    """How many rows the last run has committed so far."""
+    if place.query(place.analytics, "select to_regclass('analytics_raw._exporter_runs') is null")[
+        0
+    ][0]:
+        return 0
+    runs = "select rows_written from analytics_raw._exporter_runs order by id desc limit 1"
+    return int((place.query(place.analytics, runs) or [(0,)])[0][0])
 
 
-def _pause_inside_a_range(place: Workplace, worker: subprocess.Popen[bytes]) -> None:
+def pause_inside_a_range(place: Workplace, worker: subprocess.Popen[bytes]) -> None:
     """Stop a worker while its session has a range under way."""
     stuck = (
         "select count(*) from pg_locks l join pg_stat_activity a using (pid) where objsubid = 2"
@@ -134,10 +178,10 @@ def test_one_worker_killed_and_one_paused(place: Workplace) -> None:
     _wide(place)
     with running_cluster(place) as cluster:
         process = _start(place, "--scheduler", cluster.address, BATCH_SIZE="500")
-        until(lambda: _landed(place) > 0)
+        until(lambda: landed(place) > 0)
         cluster.workers[0].kill()
-        _pause_inside_a_range(place, cluster.workers[1])
-        until(lambda: _landed(place) > ROWS // 2 or process.poll() is not None)
+        pause_inside_a_range(place, cluster.workers[1])
+        until(lambda: landed(place) > ROWS // 2 or process.poll() is not None)
         cluster.workers[1].send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -147,16 +191,92 @@ def test_one_worker_killed_and_one_paused(place: Workplace) -> None:
     assert place.load("Wide")["rows_written"] == 0
 
 
+def _peak(pid: int) -> int:
+    """The most memory that a process has had, in MB."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) // 1024 if found else 0
+
+
+def _traffic(inside: list[str]) -> float:
+    """What has gone into a namespace and out of it, in MB."""
+    told = subprocess.run([*inside, "cat", "/proc/net/dev"], check=True, capture_output=True)
+    (fields,) = re.findall(r"eth0:(.*)", told.stdout.decode())
+    return (int(fields.split()[0]) + int(fields.split()[8])) / 1e6
+
+
+@pytest.mark.long
+def test_five_machines(product: Workplace) -> None:
+    """Each in a network of its own: a scheduler, a client and three workers; one dies, one sleeps.
+
+    5,000,000 rows, of which the client sees none: its memory and its traffic stay as they are.
+    """
+    if not _has_namespaces():
+        pytest.skip("needs root, and ip with network namespaces")
+    rows = 5_000_000
+    names = ("scheduler", "client", "worker0", "worker1", "worker2")
+    settings = {"listen_addresses": "10.77.0.1", "port": "54330", "max_wal_size": "4GB"}
+    with network(*names) as inside, running_server(settings) as server:
+        with (server.data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.77.0.0/24 trust\n")
+        place = Workplace(product.folder, "", "")
+        place.core, place.analytics = (
+            f"postgresql://postgres@10.77.0.1:54330/{name}" for name in ("core", "analytics")
+        )
+        with psycopg.connect(server.url("postgres") + "&port=54330", autocommit=True) as admin:
+            admin.execute("select pg_reload_conf()")
+            admin.execute("create database core")
+            admin.execute("create database analytics")
+        with psycopg.connect(place.core) as connection:
+            connection.execute((ROOT / "exporter" / "demo.sql").read_bytes())
+        for first in range(1, rows, 500_000):
+            fill(place.core, first, first + 499_999)
+        with running_cluster(place, host="10.77.0.10", inside=inside) as cluster:
+            process = subprocess.Popen(
+                [
+                    *inside("client"),
+                    *(sys.executable, "-m", "exporter", "load", "--json"),
+                    *("--scheduler", cluster.address),
+                ],
+                cwd=place.folder,
+                env=place.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            until(lambda: landed(place) > rows // 10, 300)
+            before = _peak(process.pid), _traffic(inside("client"))
+            cluster.workers[0].kill()
+            pause_inside_a_range(place, cluster.workers[1])
+            until(lambda: landed(place) > rows // 2 or process.poll() is not None, 600)
+            cluster.workers[1].send_signal(signal.SIGCONT)
+            until(lambda: landed(place) > rows * 9 // 10 or process.poll() is not None, 600)
+            after = _peak(process.pid), _traffic(inside("client"))
+            moved = _traffic(inside("worker2"))
+            out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        assert json.loads(out)["rows_written"] == rows
+        columns = "id, type::text, created_at, updated_at, referer, status::text, custom_attributes"
+        whole = f"select count(*), sum(hashtextextended(row({columns})::text, 0)) from "
+        assert place.query(place.core, whole + '"StatEvent"') == place.query(
+            place.analytics, whole + "analytics_raw.stat_event"
+        )
+        assert place.load("StatEvent")["rows_written"] == 0
+    print(f"\nclient at 10% and 90%: {before} and {after} MB of memory, of traffic; worker {moved}")
+    assert after[0] - before[0] < 5
+    assert after[1] - before[1] < 5
+    assert moved > 500
+
+
 def test_a_range_of_a_client_that_is_gone_never_lands(place: Workplace) -> None:
     """A worker sleeps over its client's death, and over the load that another client makes."""
     _wide(place)
     with running_cluster(place, environments=({},)) as cluster:
         process = _start(place, "--scheduler", cluster.address, BATCH_SIZE="500")
-        until(lambda: 0 < _landed(place) < ROWS // 2)
-        _pause_inside_a_range(place, cluster.workers[0])
+        until(lambda: 0 < landed(place) < ROWS // 2)
+        pause_inside_a_range(place, cluster.workers[0])
         process.kill()
         process.communicate()
-        before = _landed(place)
+        before = landed(place)
         assert before < ROWS
         result = place.load("Wide", BATCH_SIZE="500")
         assert result["rows_read"] == ROWS - before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import load, python_models, upsert, verify
+from benchmarks import load, python_models, scaling, upsert, verify
 
 
 @click.group(invoke_without_command=True)
@@ -19,6 +19,7 @@ def main(context: click.Context) -> None:
 main.add_command(load.main, "load")
 main.add_command(upsert.main, "upsert")
 main.add_command(python_models.main, "python")
+main.add_command(scaling.main, "scaling")
 main.add_command(verify.main, "verify")
 
 if __name__ == "__main__":

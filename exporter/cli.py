@@ -16,6 +16,8 @@ from exporter.console import Console
 from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from exporter.definition import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
@@ -41,7 +43,21 @@ ENVIRONMENT = {
 }
 
 
-class _Group(click.Group):
+class Group(click.Group):
+    """Answers a mistyped command with the nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name. Raises click.UsageError."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            advice = f"{error.message.rstrip('.')}: {nearest(args[0], self.list_commands(ctx))}"
+            raise click.UsageError(advice, ctx) from None
+
+
+class _Main(Group):
     """Imports a command where it is called; prints an ExporterError, and ends with its status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,15 +68,6 @@ class _Group(click.Group):
             return None
         found: click.Command = importlib.import_module(f"exporter.commands.{cmd_name}").command
         return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            advice = f"{error.message.rstrip('.')}: {nearest(args[0], _COMMANDS)}"
-            raise click.UsageError(advice, ctx) from None
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, rows in (("Environment", ENVIRONMENT), ("Exit status", EXIT_STATUSES)):
@@ -83,7 +90,7 @@ class _Group(click.Group):
         ctx.exit(error.exit_status)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dbt-exporter")
 def main() -> None:
     """PostgreSQL to PostgreSQL, incrementally, for teams that standardize on dbt."""
@@ -121,6 +128,41 @@ class Call:
     def say(self, line: str) -> None:
         """Tell something on standard error."""
         self.console.say(line)
+
+
+class Key(click.types.StringParamType):
+    """The key of a definition. A shell completes it from the project's."""
+
+    name = "key"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the keys that begin so; none where the project cannot be read."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  what only a shell asks
+
+        from exporter import connection, project  # noqa: PLC0415
+
+        try:
+            root = project.find(ctx.params.get("project_dir") or Path())
+            connection.load_environment(root, ctx.params.get("environment"))
+            found = project.declared(root)
+        except Exception:  # noqa: BLE001  a prompt is no place to tell it
+            return []
+        given = ctx.params.get(param.name or "") or ()
+        return [
+            CompletionItem(one.key, help=f"{one.schema}.{one.table}")
+            for one in found
+            if one.key.startswith(incomplete) and one.key not in given
+        ]
+
+
+KEY = Key()
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: what its user would type."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def out(line: str) -> None:

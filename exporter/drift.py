@@ -21,10 +21,11 @@ _SIZED |= {
 
 @dataclass(frozen=True)
 class Change:
-    """A statement that brings raw nearer to its source, and what to tell of it."""
+    """A statement that brings a column of raw nearer to its source, and what to tell of it."""
 
     statement: sql.Composed
     said: str
+    column: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def _add(definition: Definition, column: Column) -> Change:
         statement,
         f"new column {column.name} {column.raw_type}: rows that landed before have NULL in it;"
         f" exporter load {definition.key} --full-refresh fills them",
+        column.name,
     )
 
 
@@ -104,7 +106,8 @@ def _widen(definition: Definition, column: Column, present: str, before: str) ->
     statement = _alter(definition, action, column.name, kind)
     if definition.evolution == "freeze":
         raise _frozen(definition, what, statement)
-    return Change(statement, f"column {column.name} widened from {present} to {kind}")
+    said = f"column {column.name} widened from {present} to {kind}"
+    return Change(statement, said, column.name)
 
 
 def _dropped(definition: Definition, name: str) -> str:

@@ -16,6 +16,34 @@ if TYPE_CHECKING:
     from exporter.load import Load
 
 
+def begun(load: Load) -> tuple[bool, bool]:
+    """Tell whether raw is empty, and else whether a first load of this very table has begun it."""
+    empty = raw_table.is_empty(load.destination, load.transfer.raw)
+    same = not empty and load.stored.file == load.table.file and load.snapshot.xid_usable
+    return empty, same
+
+
+def plan_first(load: Load, *, empty: bool, same: bool) -> ranges.FirstLoad:
+    """Decide which blocks are read, and which way their rows take."""
+    raw = load.transfer.raw
+    exact = raw.exact and raw.stamped and all(column.binary for column in raw.columns)
+    return ranges.FirstLoad(
+        definition=load.definition,
+        raw=raw,
+        direct=exact and (empty or same),
+        begin=(load.stored.next_block or 0) if same else 0,
+        end=load.table.blocks,
+        step=ranges.blocks_of_a_range(load.definition, load.table),
+        stamp=load.transfer.stamp_of(load.result.totals.batches),
+        run=os.urandom(8).hex(),
+        run_id=0,
+        # A row of these blocks that is as it was in the first snapshot is not in raw; an older
+        # version of one that has changed since may be.
+        changed_since=load.view.xmin_since if same else None,
+        snapshot=None,
+    )
+
+
 def land_first(load: Load) -> State:
     """Land all rows; return how far they reach.
 
@@ -23,44 +51,30 @@ def land_first(load: Load) -> State:
     """
     table, stored, transfer, raw = load.table, load.stored, load.transfer, load.transfer.raw
     crew = load.crew or ranges.ALONE
-    empty = raw_table.is_empty(load.destination, raw)
-    same = not empty and stored.file == table.file and load.snapshot.xid_usable
-    exact = raw.exact and raw.stamped and all(column.binary for column in raw.columns)
-    direct = exact and (empty or same)
-    if not direct:  # staged rows are upserted on the key
+    empty, same = begun(load)
+    first = plan_first(load, empty=empty, same=same)
+    if not first.direct:  # staged rows are upserted on the key
         raw_table.ensure_key(load.destination, raw)
-    how = "binary, straight into raw" if direct else "text, through staging"
-    begin = (stored.next_block or 0) if same else 0
-    load.tell_path("first load", f"from block {begin:,} of {table.blocks:,}, {how}")
+    load.tell_path("first load", first.way)
     current = State(
         snapshot_xmin=stored.snapshot_xmin if same else load.snapshot.xmin,
         source=load.horizon.identity,
         horizon=load.horizon.oldest_open,
         # Started over, a load that is killed again has rows of any block: it cannot go on.
         file=table.file if empty or same else None,
-        next_block=begin,
-        run=os.urandom(8).hex(),
+        next_block=first.begin,
+        run=first.run,
         exported_at=stored.exported_at,
     )
     with load.destination.transaction():  # has no row yet: need not be on disk
         load.destination.execute("set local synchronous_commit = off")
         transfer.store(current, "running")
-    first = ranges.FirstLoad(
-        definition=load.definition,
-        raw=raw,
-        direct=direct,
-        begin=begin,
-        end=table.blocks,
-        step=ranges.blocks_of_a_range(load.definition, table),
-        stamp=transfer.stamp_of(load.result.totals.batches),
-        run=current.run or "",
+    first = replace(
+        first,
         run_id=load.result.run_id or 0,
-        # A row of these blocks that is as it was in the first snapshot is not in raw; an older
-        # version of one that has changed since may be.
-        changed_since=load.view.xmin_since if same else None,
         snapshot=_exported(load.source) if crew.shares else None,
     )
-    transfer.tell(first.query(ranges.Range(0, begin, begin + first.step)), first.count)
+    transfer.tell(first.first_query, first.count)
     tally = ranges.Tally(first, table.rows, load.result, load.progress)
     crew.land(first, load.source, load.destination, tally)
     if crew.shares:

@@ -23,11 +23,27 @@ _COMMA = sql.SQL(", ")
 
 def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> tuple[int, int]:
     """Copy binary blocks that end in the stamp into the raw table; return rows and bytes."""
+    return pour(destination, copy_statement(raw), blocks)
+
+
+def copy_statement(raw: Raw) -> sql.Composed:
+    """Return the statement for rows that come in binary, with their stamp, into raw itself."""
     names = [sql.Identifier(column.name) for column in raw.columns]
-    statement = sql.SQL("copy {} ({}) from stdin (format binary)").format(
-        raw.name, sql.SQL(", ").join([*names, sql.Identifier(STAMP)])
+    return sql.SQL("copy {} ({}) from stdin (format binary)").format(
+        raw.name, _COMMA.join([*names, sql.Identifier(STAMP)])
     )
-    return pour(destination, statement, blocks)
+
+
+def statements(
+    raw: Raw, stamp: str, order: Iterable[Column], *, onward: bool
+) -> list[sql.Composed]:
+    """Return the statements for staged rows.
+
+    ``onward``: rows beyond the stored position have not been landed as they are now.
+    """
+    if onward and raw.key and raw.unique_at_source:
+        return [_replace(raw, stamp), _apply(raw, stamp, [], late=True)]
+    return [_apply(raw, stamp, list(order))]
 
 
 class Staging:
@@ -90,21 +106,17 @@ class Staging:
         return rows, size, last
 
     def apply(self, stamp: str, batch: int, order: Iterable[Column], *, onward: bool) -> int:
-        """Insert the staged rows, or replace what differs; return the rows written.
-
-        ``onward``: rows beyond the stored position have not been landed as they are now.
-        """
-        if onward and self._raw.key and self._raw.unique_at_source:
-            statements = [_replace(self._raw, stamp), _apply(self._raw, stamp, [], late=True)]
-        else:
-            statements = [_apply(self._raw, stamp, list(order))]
+        """Insert the staged rows, or replace what differs; return the rows written."""
         try:
             with self._destination.transaction():  # a savepoint: on an error staging stays
                 self._destination.execute(
                     "set local enable_hashjoin = off; set local enable_mergejoin = off;"
                     " set local enable_seqscan = off"
                 )  # the key's index has to be visited for every row in any case
-                return sum(self._destination.execute(one).rowcount for one in statements)
+                return sum(
+                    self._destination.execute(one).rowcount
+                    for one in statements(self._raw, stamp, order, onward=onward)
+                )
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise self._apply_error(error, batch) from None
 
@@ -191,22 +203,26 @@ def replace_all(
     destination: Connection, raw: Raw, stamp: str, order: Iterable[Column]
 ) -> tuple[int, int]:
     """Make the raw table equal to what is staged; return the rows written and those gone."""
-    if not raw.key:
-        away = destination.execute(sql.SQL("delete from {}").format(raw.name))
-    else:
+    if raw.key:
         destination.execute(sql.SQL("analyze {}").format(_STAGING))
-        away = destination.execute(
-            gone(raw, stamp)
-            + sql.SQL(" where not exists (select from {} s where {})").format(
-                _STAGING, _same_key(raw, "s", "r")
-            )
-            + living(raw)
+    away, new = replacements(raw, stamp, order)
+    deleted = destination.execute(away).rowcount
+    return destination.execute(new).rowcount, deleted
+
+
+def replacements(raw: Raw, stamp: str, order: Iterable[Column]) -> list[sql.Composed]:
+    """Return the statements that make raw equal to what is staged: what is gone, what is new."""
+    if not raw.key:
+        away = sql.SQL("delete from {}").format(raw.name)
+    else:
+        away = gone(raw, stamp) + sql.SQL(" where not exists (select from {} s where {})").format(
+            _STAGING, _same_key(raw, "s", "r")
         )
-    deleted = away.rowcount
-    return destination.execute(_apply(raw, stamp, list(order))).rowcount, deleted
+        away += living(raw)
+    return [away, _apply(raw, stamp, list(order))]
 
 
-def gone(raw: Raw, stamp: str) -> sql.Composable:
+def gone(raw: Raw, stamp: str) -> sql.Composed:
     """Return the statement for rows ``r`` that are gone at the source, without its condition.
 
     They are marked, so that models see it, or removed.

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from exporter import raw_table, signals, state, window
-from exporter.catalog import Table, find_table
+from exporter.catalog import Column, Table, find_table
 from exporter.connection import Connection, connect, stopped_in_order
 from exporter.console import Console, Progress, Say
 from exporter.copy import field
@@ -22,7 +22,7 @@ from exporter.errors import DatabaseError, ExporterError, SourceError
 from exporter.report import Result, record_failure
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
-from exporter.transfer import Transfer, select
+from exporter.transfer import STAGED, Transfer, select
 
 if TYPE_CHECKING:
     from exporter.ranges import Crew
@@ -162,33 +162,11 @@ class Load:
             fence.close(destination, definition)
             self.stored = state.read(destination, definition.key)
         self.result.cursor = self.stored.cursor
-        self.horizon = window.observe(self.source, definition, self.stored)
-        if self.horizon.blind:
-            self.say(
-                "the transactions of other roles are hidden, only the lookback covers them;"
-                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
-            )
-        with reading(self.source, definition):
-            self.table = table = find_table(self.source, definition, destination)
-            self.snapshot = window.take_snapshot(self.source, self.stored, self.horizon)
-            self.view = window.decide(
-                self.source, definition, table, self.stored, self.horizon, self.snapshot
-            )
-            self._tell_window()
-            self._refuse_nulls(self.view)
-            raw = self._raw(table, self.view)
-            self.transfer = Transfer(
-                definition,
-                self.source,
-                destination,
-                self.result,
-                self.view,
-                raw,
-                state.stamp(destination, self.stored),
-                self.say,
-                self.progress,
-            )
-            first = not span and self._is_first(full_refresh)
+        with self.looking():
+            table = self.table
+            raw = raw_table.prepare(destination, definition, table, self.hidden, self.say)
+            self.set_out(raw)
+            first = not span and self.is_first(full_refresh)
             if not first and self.crew and self.crew.ranges_only:
                 from exporter.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
@@ -206,6 +184,45 @@ class Load:
                 after(self)
 
     # -- the pieces, in the order of the sequence above
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """See what there is to read, and may be read. Reads alone."""
+        definition, source = self.definition, self.source
+        self.horizon = window.observe(source, definition, self.stored)
+        if self.horizon.blind:
+            self.say(
+                "the transactions of other roles are hidden, only the lookback covers them;"
+                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
+            )
+        with reading(source, definition):
+            self.table = find_table(source, definition, self.destination)
+            self.snapshot = window.take_snapshot(source, self.stored, self.horizon)
+            self.view = window.decide(
+                source, definition, self.table, self.stored, self.horizon, self.snapshot
+            )
+            self._tell_window()
+            self._refuse_nulls(self.view)
+            yield
+
+    @property
+    def hidden(self) -> list[Column]:
+        """What is read beside raw's columns: the place in the order, and whether it is new."""
+        return [one for one in (self.view.cursor, self.view.id, raw_table.PAST) if one]
+
+    def set_out(self, raw: raw_table.Raw) -> None:
+        """Make ready to land rows in the raw table, whatever the way."""
+        self.transfer = Transfer(
+            self.definition,
+            self.source,
+            self.destination,
+            self.result,
+            self.view,
+            raw,
+            state.stamp(self.destination, self.stored),
+            self.say,
+            self.progress,
+        )
 
     def _tell_window(self) -> None:
         stored, horizon, view = self.stored, self.horizon, self.view
@@ -247,13 +264,7 @@ class Load:
                 hint=f"{definition.where}: set exporter.source.cursor.nulls to skip or load",
             )
 
-    def _raw(self, table: Table, view: window.Window) -> raw_table.Raw:
-        hidden = [column for column in (view.cursor, view.id) if column]
-        return raw_table.prepare(
-            self.destination, self.definition, table, [*hidden, raw_table.PAST], self.say
-        )
-
-    def _is_first(self, full_refresh: bool) -> bool:
+    def is_first(self, full_refresh: bool) -> bool:
         """Whether this load is a first one that is read by blocks, or goes on with one."""
         raw, stored = self.transfer.raw, self.stored
         if not self.table.in_blocks or not raw.unique_at_source or not raw.key:
@@ -269,15 +280,19 @@ class Load:
 
     def _backfill(self, span: window.Span) -> None:
         """Land a span again. Only the last stamp is remembered: it may never go backwards."""
-        current, view = self.stored, self.view
-        self.tell_path("backfill", "text, through staging")
-        where = window.within(self.source, view, span)
-        query = select(self.transfer.raw, where) + sql.SQL(" order by {}").format(
-            window.order(view, self.definition.nulls)
-        )
-        self.transfer.land(query, lambda _: current)
+        current = self.stored
+        self.tell_path("backfill", STAGED)
+        self.transfer.land(self.span_query(span), lambda _: current)
         stamp = self.transfer.stamp_of(self.result.totals.batches)
         self.transfer.store(replace(current, exported_at=stamp), "ok")
+
+    def span_query(self, span: window.Span) -> sql.Composable:
+        """Return the query for the rows of a backfill. Raises UsageError."""
+        where = window.within(self.source, self.view, span)
+        return select(self.transfer.raw, where) + self._in_order()
+
+    def _in_order(self) -> sql.Composable:
+        return sql.SQL(" order by {}").format(window.order(self.view, self.definition.nulls))
 
     def top(self) -> Position | None:
         """Return the furthest position that the snapshot shows."""
@@ -298,23 +313,17 @@ class Load:
         return Position(*top) if top else None
 
     def _replace(self, table: Table) -> None:
-        self.tell_path("full refresh", "text, through staging, in one transaction")
+        self.tell_path("full refresh", f"{STAGED}, in one transaction")
         self.transfer.expected = table.rows
         self.transfer.replace_all(
             window.held_back(self.view), lambda: self._finished(State(cursor=self.top()))
         )
 
     def _increment(self, table: Table) -> State:
-        self.tell_path("increment", "text, through staging")
+        self.tell_path("increment", STAGED)
         if self.stored.watermark is None:
             self.transfer.expected = table.rows
         view, raw, current = self.view, self.transfer.raw, self.stored
-        nulls = self.definition.nulls
-        where = window.condition(view, current.cursor, current.watermark, nulls)
-        past = window.after(view, current.cursor) if current.cursor else sql.SQL("true")
-        query = select(raw, where, past=past) + sql.SQL(" order by {}").format(
-            window.order(view, nulls)
-        )
 
         def progress(last: bytes) -> State:
             nonlocal current
@@ -335,8 +344,15 @@ class Load:
             )
             return current
 
-        self.transfer.land(query, progress, onward=self.stored.cursor is not None)
+        self.transfer.land(self.increment_query(), progress, onward=self.stored.cursor is not None)
         return current
+
+    def increment_query(self) -> sql.Composable:
+        """Return the query for the rows from the watermark on, and those that came late."""
+        view, stored = self.view, self.stored
+        where = window.condition(view, stored.cursor, stored.watermark, self.definition.nulls)
+        past = window.after(view, stored.cursor) if stored.cursor else sql.SQL("true")
+        return select(self.transfer.raw, where, past=past) + self._in_order()
 
     def _finished(self, current: State) -> State:
         """Everything that the snapshot shows has landed: return how far it reached."""

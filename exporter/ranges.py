@@ -22,7 +22,7 @@ from exporter.definition import Definition
 from exporter.errors import DatabaseError
 from exporter.raw_table import Raw
 from exporter.report import Result
-from exporter.transfer import Passed, next_batch, select
+from exporter.transfer import STAGED, Passed, next_batch, select
 
 BLOCKS = 2048  # of a range: 16 MB of the source's pages
 
@@ -68,6 +68,12 @@ class FirstLoad:
             yield Range(number, first, first + self.step)
 
     @property
+    def way(self) -> str:
+        """Which way the rows take, for people."""
+        how = "binary, straight into raw" if self.direct else STAGED
+        return f"from block {self.begin:,} of {self.end:,}, {how}"
+
+    @property
     def count(self) -> int:
         """The number of ranges."""
         return len(range(self.begin, self.end, self.step))
@@ -76,6 +82,11 @@ class FirstLoad:
     def last(self) -> int:
         """The block to go on from when all of it has landed."""
         return self.begin + self.count * self.step
+
+    @property
+    def first_query(self) -> sql.Composable:
+        """The query for the first range's rows: those of the others differ in the blocks."""
+        return self.query(Range(0, self.begin, self.begin + self.step))
 
     def stamp_of(self, part: Range) -> str:
         """Return the ``_exported_at`` of a range's rows: later than that of the range before it."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
-from exporter import state
+from exporter import drift, state
 from exporter.catalog import Column, Table, landed_columns, relation_columns
 from exporter.connection import Connection
 from exporter.definition import Definition
-from exporter.drift import Drift, plan
+from exporter.drift import Change
 from exporter.errors import DriftError, SourceError
 
 STAMP = "_exported_at"
@@ -50,6 +50,17 @@ class Raw:
         return [one.name for one in self.stream].index(column.name)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done for the raw table to take the source's rows, and what it is then."""
+
+    raw: Raw
+    creation: sql.Composed | None  # where there is no table yet
+    changes: tuple[Change, ...]
+    told: tuple[str, ...]
+    remembered: dict[str, str | None]
+
+
 def prepare(
     destination: Connection,
     definition: Definition,
@@ -58,31 +69,62 @@ def prepare(
     say: Callable[[str], None],
 ) -> Raw:
     """Create the raw table, or bring it to the source's columns. Raises DriftError."""
+    before = state.remembered_columns(destination, definition.key)
+    planned = plan(destination, definition, table, hidden, before)
+    if planned.creation or planned.changes or planned.remembered != before:
+        with destination.transaction():
+            if planned.creation:
+                state.create_schema(destination, definition.schema)
+                destination.execute(planned.creation)
+            for change in planned.changes:
+                _change(destination, definition, change.statement)
+                say(change.said)
+            state.remember_columns(destination, definition.key, planned.remembered)
+    for told in planned.told:
+        say(told)
+    return planned.raw
+
+
+def plan(
+    destination: Connection,
+    definition: Definition,
+    table: Table,
+    hidden: Iterable[Column],
+    before: dict[str, str | None] | None,
+) -> Plan:
+    """Decide what becomes of the raw table; ``before`` are the columns of the last load.
+
+    Raises DriftError.
+    """
     columns = landed_columns(definition, table)
     conflict = frozenset(definition.conflict_columns)
     unique = any(key <= conflict for key in table.unique_keys)
     _refuse_own_names(definition, columns)
     existing = relation_columns(destination, definition.schema, definition.table)
+    created: sql.Composed | None = None
+    changes: tuple[Change, ...] = ()
+    told: tuple[str, ...] = ()
+    stamped = exact = True
+    marked = definition.deletes == "mark"
+    remembered: dict[str, str | None] = {c.name: c.base for c in columns}
+    gone: tuple[Column, ...] = ()
     if existing is None:
-        with destination.transaction():
-            _create(destination, definition, columns)
-            remembered: dict[str, str | None] = {c.name: c.base for c in columns}
-            state.remember_columns(destination, definition.key, remembered)
-        gone: tuple[Column, ...] = ()
-        stamped = exact = True
-        marked = definition.deletes == "mark"
+        created = creation(definition, columns)
     else:
-        drift, stamped = _evolve(destination, definition, table, columns, existing, say)
-        gone = drift.gone
-        if drift.changes:
-            existing = relation_columns(destination, definition.schema, definition.table) or {}
-        exact = all(existing[column.name] == column.raw_type for column in columns)
-        marked = definition.deletes == "mark" or existing.get(DELETED) == _MOMENT
+        found = drift.plan(definition, columns, [c.name for c in table.columns], existing, before)
+        gone, remembered = found.gone, found.remembered
+        stamped = STAMP in existing or definition.evolution == "evolve"
+        changes = (*found.changes, *_own_columns(definition, existing))
+        told = (*found.told, *(() if stamped else (_unstamped(definition),)))
+        changed = {change.column for change in found.changes}
+        exact = all(existing.get(c.name) == c.raw_type for c in columns if c.name not in changed)
+        marked = marked or existing.get(DELETED) == _MOMENT
     columns += gone
     names = {column.name for column in columns}
     marked = marked and DELETED not in names
     stream = columns + tuple(column for column in hidden if column.name not in names)
-    return Raw(definition, columns, stream, unique, exact, stamped, marked)
+    raw = Raw(definition, columns, stream, unique, exact, stamped, marked)
+    return Plan(raw, created, changes, told, remembered)
 
 
 def _refuse_own_names(definition: Definition, columns: tuple[Column, ...]) -> None:
@@ -94,54 +136,30 @@ def _refuse_own_names(definition: Definition, columns: tuple[Column, ...]) -> No
         )
 
 
-def _evolve(
-    destination: Connection,
-    definition: Definition,
-    table: Table,
-    columns: tuple[Column, ...],
-    existing: dict[str, str],
-    say: Callable[[str], None],
-) -> tuple[Drift, bool]:
-    """Apply what became of the columns; return it, and whether rows get a stamp."""
-    before = state.remembered_columns(destination, definition.key)
-    drift = plan(definition, columns, [c.name for c in table.columns], existing, before)
+def _own_columns(definition: Definition, existing: dict[str, str]) -> Iterator[Change]:
+    """Yield what gives a table that was there before the columns that are ours."""
+    table = sql.Identifier(definition.schema, definition.table)
     name = f"{definition.schema}.{definition.table}"
-    stamped = STAMP in existing or definition.evolution == "evolve"
-    with destination.transaction():
-        for change in drift.changes:
-            _change(destination, definition, change.statement)
-            say(change.said)
-        if STAMP not in existing and stamped:
-            statement = "alter table {} add column {} timestamptz not null default now()"
-            names = sql.Identifier(definition.schema, definition.table), sql.Identifier(STAMP)
-            _change(destination, definition, sql.SQL(statement).format(*names))
-            say(f"{name} has {STAMP} from now on")
-        if DELETED not in existing and definition.deletes == "mark":
-            _add_deleted(destination, definition)
-            say(f"{name} has {DELETED} from now on")
-        if drift.remembered != before:
-            state.remember_columns(destination, definition.key, drift.remembered)
-    for told in drift.told:
-        say(told)
-    if not stamped:
-        say(
-            f"{name} has no {STAMP}, and exporter.schema: freeze leaves it so:"
-            " no model can tell its new rows"
-        )
-    return drift, stamped
+    statement = sql.SQL("alter table {} add column {} timestamptz")
+    if STAMP not in existing and definition.evolution == "evolve":
+        stamp = statement.format(table, sql.Identifier(STAMP)) + sql.SQL(" not null default now()")
+        yield Change(stamp, f"{name} has {STAMP} from now on", STAMP)
+    if DELETED not in existing and definition.deletes == "mark":
+        deleted = statement.format(table, sql.Identifier(DELETED))
+        if definition.evolution == "freeze":
+            raise DriftError(
+                f"{definition.key}: {name} has no {DELETED}, which exporter.deletes: mark needs,"
+                " and exporter.schema is freeze",
+                hint=deleted.as_string(None),
+            )
+        yield Change(deleted, f"{name} has {DELETED} from now on", DELETED)
 
 
-def _add_deleted(destination: Connection, definition: Definition) -> None:
-    statement = sql.SQL("alter table {} add column {} timestamptz").format(
-        sql.Identifier(definition.schema, definition.table), sql.Identifier(DELETED)
+def _unstamped(definition: Definition) -> str:
+    return (
+        f"{definition.schema}.{definition.table} has no {STAMP}, and exporter.schema: freeze leaves"
+        " it so: no model can tell its new rows"
     )
-    if definition.evolution == "freeze":
-        raise DriftError(
-            f"{definition.key}: {definition.schema}.{definition.table} has no {DELETED}, which"
-            " exporter.deletes: mark needs, and exporter.schema is freeze",
-            hint=statement.as_string(destination),
-        )
-    _change(destination, definition, statement)
 
 
 def _change(destination: Connection, definition: Definition, statement: sql.Composed) -> None:
@@ -185,25 +203,23 @@ def creation(
     )
 
 
-def _create(destination: Connection, definition: Definition, columns: tuple[Column, ...]) -> None:
-    state.create_schema(destination, definition.schema)
-    destination.execute(creation(definition, columns))
-
-
 def is_empty(destination: Connection, raw: Raw) -> bool:
-    """Tell whether the raw table has no row."""
+    """Tell whether the raw table has no row, or is not there yet."""
     statement = sql.SQL("select not exists (select from {})").format(raw.name)
-    row = destination.execute(statement).fetchone()
+    try:
+        row = destination.execute(statement).fetchone()
+    except psycopg.errors.UndefinedTable:
+        return True
     return bool(row and row[0])
 
 
-def ensure_key(destination: Connection, raw: Raw) -> None:
-    """Give the raw table its primary key unless a unique index covers it. Raises DriftError."""
+def key_statement(destination: Connection, raw: Raw) -> sql.Composed | None:
+    """Return what gives the raw table its primary key, None where a unique index covers it."""
     if not raw.key:
-        return
+        return None
     found = destination.execute(
-        "select from pg_index i where i.indrelid = %s::regclass and i.indisunique and i.indisvalid"
-        " and i.indimmediate and i.indpred is null and i.indexprs is null and ("
+        "select from pg_index i where i.indrelid = to_regclass(%s) and i.indisunique"
+        " and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null and ("
         "  select array_agg(a.attname::text order by a.attname::text) from pg_attribute a"
         "  where a.attrelid = i.indrelid"
         "  and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
@@ -211,13 +227,19 @@ def ensure_key(destination: Connection, raw: Raw) -> None:
         (raw.name.as_string(destination), list(raw.definition.conflict_columns)),
     ).fetchone()
     if found is not None:
+        return None
+    return sql.SQL("alter table {} add primary key ({})").format(
+        raw.name, sql.SQL(", ").join(raw.key)
+    )
+
+
+def ensure_key(destination: Connection, raw: Raw) -> None:
+    """Give the raw table its primary key unless a unique index covers it. Raises DriftError."""
+    statement = key_statement(destination, raw)
+    if statement is None:
         return
     try:
-        destination.execute(
-            sql.SQL("alter table {} add primary key ({})").format(
-                raw.name, sql.SQL(", ").join(raw.key)
-            )
-        )
+        destination.execute(statement)
     except psycopg.errors.UniqueViolation:
         keys = ", ".join(raw.definition.conflict_columns)
         raise DriftError(

@@ -17,6 +17,7 @@ from exporter.raw_table import Raw
 from exporter.report import Result, record
 from exporter.state import State
 
+STAGED = "text, through staging"  # the way that rows take which may be in raw already
 BATCH_SIZE = 8 * 1024 * 1024  # bytes of a batch, whatever batch_rows says
 
 Passed = Callable[[Block], None]

@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter import text
-from exporter.cli import ANALYTICS, CORE, Call, as_json, out, shared
+from exporter.cli import ANALYTICS, CORE, KEY, Call, as_json, examples, out, shared
 
 if TYPE_CHECKING:
     from exporter.check import Finding
 
 
-@click.command("check")
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.command(
+    "check",
+    epilog=examples(
+        "exporter check",
+        "exporter check StatEvent",
+        "exporter check --grants > grants.sql",
+    ),
+)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
 @click.option("--grants", is_flag=True, help="Print the least rights that would do, as GRANTs.")
 @as_json
 @shared

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, Call, shared
+from exporter.cli import ANALYTICS, CORE, KEY, Call, Group, examples, shared
 
 
-@click.group("db")
+@click.group("db", cls=Group)
 def command() -> None:
     """The destination's schema in migrations, by dbmate, on db/migrations/."""
 
@@ -18,9 +18,16 @@ def _migrate(call: Call, *words: str) -> None:
     migrations.run(call.root(ANALYTICS), *words)
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "exporter db new create_customer --from Customer",
+        "exporter db new add_an_index",
+    ),
+)
 @click.argument("name", metavar="NAME")
-@click.option("--from", "key", metavar="KEY", help="Make the raw table of this definition.")
+@click.option(
+    "--from", "key", metavar="KEY", type=KEY, help="Make the raw table of this definition."
+)
 @shared
 def new(call: Call, name: str, key: str | None) -> None:
     """Write a migration: an empty one, or that of a raw table."""
@@ -33,21 +40,34 @@ def new(call: Call, name: str, key: str | None) -> None:
     click.echo(migrations.new(call.root(), name, definition))
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "exporter db migrate",
+        "exporter db migrate --env production",
+    ),
+)
 @shared
 def migrate(call: Call) -> None:
     """Apply the migrations that are pending."""
     _migrate(call, "migrate")
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "exporter db rollback",
+    ),
+)
 @shared
 def rollback(call: Call) -> None:
     """Take back the last migration."""
     _migrate(call, "rollback")
 
 
-@command.command()
+@command.command(
+    epilog=examples(
+        "exporter db status",
+    ),
+)
 @shared
 def status(call: Call) -> None:
     """List the migrations, applied and pending."""

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import click
 
+from exporter.cli import examples
 
-@click.command("demo")
+
+@click.command(
+    "demo",
+    epilog=examples(
+        "exporter demo",
+        "exporter demo --rows 1000000 --keep",
+    ),
+)
 @click.option(
     "--rows",
     type=click.IntRange(min=100),

@@ -6,10 +6,15 @@ import os
 
 import click
 
-from exporter.cli import CORE, Call, out, shared
+from exporter.cli import CORE, Call, examples, out, shared
 
 
-@click.command("docs")
+@click.command(
+    "docs",
+    epilog=examples(
+        "dbt docs generate && exporter docs && dbt docs serve",
+    ),
+)
 @shared
 def command(call: Call) -> None:
     """Put the source tables into the lineage that dbt docs shows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
-from exporter.errors import SettingError, StoppedError, UsageError, exit_status
+from exporter.cli import ANALYTICS, CORE, KEY, Call, as_json, examples, max_deletes, shared
+from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
 from exporter.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -24,8 +25,18 @@ if TYPE_CHECKING:
     from exporter.window import Span
 
 
-@click.command("load")
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.command(
+    "load",
+    epilog=examples(
+        "exporter load",
+        "exporter load StatEvent Customer",
+        "exporter load --full-refresh StatEvent",
+        "exporter load StatEvent --since 2026-01-01 --until 2026-02-01",
+        "exporter load -j 4 -q --metrics-file /var/lib/node_exporter/load.prom",
+        "exporter load StatEvent --dry-run",
+    ),
+)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
 @click.option(
     "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
 )
@@ -61,6 +72,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the last load of each definition to FILE, in OpenMetrics' text.",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be read and written, with the SQL: no more."
+)
 @as_json
 @shared
 def command(
@@ -75,6 +89,7 @@ def command(
     max_connections: int | None,
     scheduler: str | None,
     metrics_file: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
@@ -93,6 +108,10 @@ def command(
         raise UsageError(
             "--scheduler needs two sessions on each database, one of them for the lock"
         )
+    if dry_run:
+        if reconcile:
+            raise UsageError("--dry-run shows what is loaded: leave out --reconcile")
+        sys.exit(_rehearse(call, _chosen(call, keys, span), full_refresh, span, as_json))
     with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, span)
         after = _reconciling(chosen, keys, max_deletes) if reconcile else None
@@ -121,6 +140,28 @@ def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Defini
             )
     rows = _batch_size()
     return [replace(one, batch_rows=rows) for one in chosen] if rows else chosen
+
+
+def _rehearse(
+    call: Call,
+    chosen: list[Definition],
+    full_refresh: bool,
+    span: Span | None,
+    as_json: bool,
+) -> int:
+    from exporter.dry_run import rehearse  # noqa: PLC0415  only where it is asked for
+
+    statuses = []
+    for definition in chosen:
+        try:
+            found = rehearse(definition, call.console, full_refresh=full_refresh, span=span)
+        except ExporterError as error:
+            call.console.error(error)
+            statuses.append(error.exit_status)
+            continue
+        for line in [json.dumps(found.as_dict())] if as_json else found.lines():
+            click.echo(line)
+    return exit_status(statuses)
 
 
 def _reconciling(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter import text
-from exporter.cli import ANALYTICS, CORE, Call, as_json, out, shared
+from exporter.cli import ANALYTICS, CORE, Call, as_json, examples, out, shared
 from exporter.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 _SHOWN = 12  # answers that an error names
 
 
-@click.command("new")
+@click.command(
+    "new",
+    epilog=examples(
+        "exporter new --list",
+        "exporter new Customer",
+        "exporter new sales.Order --cursor changed_at --yes",
+    ),
+)
 @click.argument("table", metavar="[TABLE]", required=False)
 @click.option("--list", "as_list", is_flag=True, help="Show the tables that have no definition.")
 @click.option("--cursor", metavar="COLUMN", help="The column that grows with every change.")

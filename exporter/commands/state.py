@@ -7,16 +7,21 @@ from typing import Any
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, Call, as_json, shared
+from exporter.cli import ANALYTICS, CORE, KEY, Call, Group, as_json, examples, shared
 
 
-@click.group("state")
+@click.group("state", cls=Group)
 def command() -> None:
     """Show, forget or set the stored position of a definition."""
 
 
-@command.command()
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@command.command(
+    epilog=examples(
+        "exporter state show",
+        "exporter state show StatEvent --json",
+    ),
+)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
 @as_json
 @shared
 def show(call: Call, keys: tuple[str, ...], as_json: bool) -> None:
@@ -27,8 +32,12 @@ def show(call: Call, keys: tuple[str, ...], as_json: bool) -> None:
         _print(one, as_json)
 
 
-@command.command()
-@click.argument("key", metavar="KEY")
+@command.command(
+    epilog=examples(
+        "exporter state reset StatEvent",
+    ),
+)
+@click.argument("key", metavar="KEY", type=KEY)
 @as_json
 @shared
 def reset(call: Call, key: str, as_json: bool) -> None:
@@ -38,8 +47,13 @@ def reset(call: Call, key: str, as_json: bool) -> None:
     _print(positions.reset(call.definitions((key,), ANALYTICS)[0]), as_json)
 
 
-@command.command("set")
-@click.argument("key", metavar="KEY")
+@command.command(
+    "set",
+    epilog=examples(
+        "exporter state set StatEvent '2026-01-31 12:00' evt_000000000042",
+    ),
+)
+@click.argument("key", metavar="KEY", type=KEY)
 @click.argument("value", metavar="VALUE")
 @click.argument("id", metavar="[ID]", required=False)
 @as_json

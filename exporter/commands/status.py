@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter import text
-from exporter.cli import ANALYTICS, Call, as_json, out, shared
+from exporter.cli import ANALYTICS, KEY, Call, as_json, examples, out, shared
 
 if TYPE_CHECKING:
     from exporter.status import Status
 
 
-@click.command("status")
-@click.argument("key", metavar="[KEY]", required=False)
+@click.command(
+    "status",
+    epilog=examples(
+        "exporter status",
+        "exporter status StatEvent",
+        "exporter status --json | jq -r 'select(.status != \"ok\").key'",
+    ),
+)
+@click.argument("key", metavar="[KEY]", type=KEY, required=False)
 @as_json
 @shared
 def command(call: Call, key: str | None, as_json: bool) -> None:

@@ -6,13 +6,19 @@ import sys
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, Call, as_json, max_deletes, shared
+from exporter.cli import ANALYTICS, CORE, KEY, Call, as_json, examples, max_deletes, shared
 from exporter.errors import StoppedError, UsageError, exit_status
 from exporter.signals import sigterm_interrupts
 
 
-@click.command("verify")
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.command(
+    "verify",
+    epilog=examples(
+        "exporter verify",
+        "exporter verify StatEvent --repair",
+    ),
+)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
 @click.option(
     "--repair",
     is_flag=True,

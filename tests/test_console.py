@@ -111,6 +111,17 @@ def test_a_bar_on_a_terminal(place: Workplace) -> None:
     assert [one for one in lines if one][-1].startswith("Slow: 200 rows read")
 
 
+def test_a_bar_a_key(place: Workplace) -> None:
+    slow_table(place, 200)
+    place.define(SLOW, SLOW.replace("name: slow", "name: two").replace("key: Slow", "key: Second"))
+    status, text = on_terminal(place, "exporter", "load", "-j", "2", BATCH_SIZE="10")
+    assert status == 0
+    bars = [line.split()[0] for line in plain(text) if "MB/s" in line]
+    assert ["Slow", "Second"] in [bars[n : n + 2] for n in range(len(bars))]
+    ended = [line for line in plain(text) if "rows read" in line]
+    assert sorted(line.partition(":")[0] for line in ended) == ["Second", "Slow"]
+
+
 @pytest.mark.parametrize(
     ("words", "environment"), [((), {"TERM": "dumb"}), (("-q",), {}), (("--log-format=json",), {})]
 )
@@ -130,6 +141,14 @@ def test_lines_in_a_pipe_every_few_seconds(place: Workplace) -> None:
     assert 1 <= len(lines) <= 2
     pattern = r"exporter: Slow: \d+ rows, 0\.0 MB/s, 0:00:0\d left"
     assert all(re.fullmatch(pattern, line) for line in lines), lines
+
+
+@pytest.mark.long
+def test_lines_on_a_terminal_that_can_do_no_more(place: Workplace) -> None:
+    slow_table(place, 600)
+    status, text = on_terminal(place, "exporter", "load", BATCH_SIZE="10", TERM="dumb")
+    assert status == 0
+    assert re.search(r"^exporter: Slow: \d+ rows, 0\.0 MB/s, 0:00:0\d left\r$", text, re.M)
 
 
 def test_several_loads_at_once(

@@ -366,10 +366,12 @@ def test_a_metrics_file_is_whole_at_every_moment(place: Workplace) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for number in range(60):
-        metrics.write(file, [Result(f"key {number % 50}")], time.time())
-    over.set()
-    reader.join()
+    try:
+        for number in range(60):
+            metrics.write(file, [Result(f"key {number % 50}")], time.time())
+    finally:
+        over.set()
+        reader.join()
     assert len(seen) > 5
     assert all(seen)
 

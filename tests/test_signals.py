@@ -268,3 +268,23 @@ def test_a_pipe_that_closes_is_no_error(product: Workplace) -> None:
             check=False,
         )
         assert (done.stderr, done.stdout.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "told"), [(b"\x03", 130, "exporter: interrupted"), (b"\x04", 1, "Aborted!")]
+)
+def test_ctrl_c_at_a_prompt(place: Workplace, typed: bytes, status: int, told: str) -> None:
+    place.query(place.core, "create table thing (id int, state text, updated_at timestamptz)")
+    pressed = ""
+
+    def press(process: subprocess.Popen[bytes], terminal: int, text: str) -> None:
+        nonlocal pressed
+        if "apart?" in text and not pressed:
+            pressed = text
+            time.sleep(0.3)  # Python's input() misses a signal while it begins to read
+            os.write(terminal, typed)
+
+    ended, text = on_terminal(place, "exporter", "new", "thing", act=press)
+    after = [line for line in plain(text.removeprefix(pressed).replace("^C", "")) if line.strip()]
+    assert (ended, after) == (status, [told])
+    assert sorted(place.folder.rglob("*.yml")) == [place.folder / "dbt_project.yml"]

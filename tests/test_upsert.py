@@ -289,6 +289,7 @@ def test_another_project_uses_it(product: Workplace) -> None:
         "dispatch: [{macro_namespace: dbt, search_order: [other, dbt_exporter, dbt]}]\n"
         "models: {dbt_exporter: {+enabled: false}}\n"
         "seeds: {dbt_exporter: {+enabled: false}}\nunit_tests: {dbt_exporter: {+enabled: false}}\n"
+        "exposures: {dbt_exporter: {+enabled: false}}\n"
     )
     (folder / "macros" / "upsert.sql").write_text(
         "{% macro get_incremental_upsert_sql(arg_dict) %}"

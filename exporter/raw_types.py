@@ -87,6 +87,20 @@ where w.extension is null or exists (
 """
 
 
+def extensions(source: Connection, oids: Sequence[int]) -> dict[int, str]:
+    """Return the extensions that types belong to. Built-in types cost no question."""
+    asked = [oid for oid in oids if oid >= _FIRST_UNSTABLE_OID]
+    if not asked:
+        return {}
+    found = source.execute(
+        "select d.objid::bigint, e.extname from pg_depend d"
+        " join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass"
+        " where d.classid = 'pg_type'::regclass and d.deptype = 'e' and d.objid = any (%s::oid[])",
+        (asked,),
+    )
+    return dict(found.fetchall())
+
+
 def known(destination: Connection | None, kinds: Sequence[Kind], source: int) -> dict[Kind, str]:
     """Return the destination's words for those that it has. ``source`` is that server's version."""
     kept = [kind for kind in kinds if kind.kept]

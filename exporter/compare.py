@@ -32,7 +32,6 @@ _KEYS = sql.Identifier("_exporter_keys")
 # The planner takes each key for a bucket of its own, and would sort the table by them.
 _PLAN = "set local enable_sort = off; set local work_mem = '64MB'"
 _ONE_PROCESS = "; set local max_parallel_workers_per_gather = 0"
-_TID_RANGES = 140000  # the version from which a range of blocks is read without the others
 
 
 @dataclass
@@ -76,7 +75,7 @@ def sums(
     can be read by ranges of blocks. ``progress`` is told the rows and bytes that it has read.
     """
     side = comparison.source
-    parts = _parts(comparison, source.info.server_version)
+    parts = _parts(comparison)
     with ThreadPoolExecutor(1) as other:
         reading = other.submit(_sums, source, side, _PLAN + _ONE_PROCESS, parts, progress)
         try:
@@ -95,10 +94,10 @@ def sums(
     return Sums(rows[0], rows[1], bytes(bits))
 
 
-def _parts(comparison: Comparison, version: int) -> list[tuple[sql.Composable, int]]:
+def _parts(comparison: Comparison) -> list[tuple[sql.Composable, int]]:
     """Return the conditions of the source's statements, and how many bytes each reads."""
     blocks = comparison.table.blocks
-    if not comparison.table.in_blocks or comparison.source.newest or version < _TID_RANGES:
+    if not comparison.table.in_blocks or comparison.source.newest:
         return [(TRUE, blocks * _BLOCK)]
     parts: list[tuple[sql.Composable, int]] = []
     for begin in range(0, max(blocks, 1), _SLICE):

@@ -94,7 +94,7 @@ def _one_batch(pgconn: abc.PGconn, binary: bool) -> Generator[Block, None, bool]
             rows, size, any_row = [], 0, True
         if length > BLOCK:
             # libpq's own copy is handed on, and forgotten before the next row is asked for.
-            block, data = _alone(data, binary), memoryview(b"")
+            block, data = Block(data, 1, _kept(data, binary)), memoryview(b"")
             yield block
             del block
             any_row = True
@@ -113,7 +113,7 @@ def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Generator[Block,
             _wait_readable(pgconn)
             continue
         large = length > BLOCK
-        row = (_alone(data, binary).last if large else bytes(data)) if length > 0 else b""
+        row = (_kept(data, binary) if large else bytes(data)) if length > 0 else b""
         full = batch_rows >= limit.rows or batch_size >= limit.size
         ends = length < 0 or (full and not (limit.tied and limit.tied(last, row)))
         if rows and (ends or large or size >= BLOCK):
@@ -140,8 +140,8 @@ def _joined(rows: list[bytes]) -> Block:
     return Block(b"".join(rows), len(rows), rows[-1])
 
 
-def _alone(row: memoryview, binary: bool) -> Block:
-    return Block(row, 1, b"" if binary else _shortened(row))
+def _kept(row: memoryview, binary: bool) -> bytes:
+    return b"" if binary else _shortened(row)
 
 
 def _shortened(row: memoryview) -> bytes:

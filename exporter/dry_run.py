@@ -9,7 +9,8 @@ import psycopg
 from psycopg import sql
 
 from exporter import first, landing, raw_table, state, window
-from exporter.connection import Connection, connect
+from exporter.catalog import planned_rows
+from exporter.connection import connect
 from exporter.console import Console
 from exporter.definition import Definition
 from exporter.errors import DatabaseError
@@ -41,10 +42,6 @@ class Rehearsal:
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` prints."""
         definition, stored = self.definition, self.stored
-
-        def place(position: state.Position | None) -> dict[str, str | None] | None:
-            return {"value": position.value, "id": position.id} if position else None
-
         return {
             "key": definition.key,
             "where": definition.where,
@@ -52,8 +49,8 @@ class Rehearsal:
             "batch_rows": definition.batch_rows,
             "path": self.path,
             "how": self.how,
-            "cursor": place(stored.cursor),
-            "watermark": place(stored.watermark),
+            "cursor": state.as_dict(stored.cursor),
+            "watermark": state.as_dict(stored.watermark),
             "horizon": self.horizon,
             "safe": self.safe,
             "rows_expected": self.rows,
@@ -152,7 +149,7 @@ def _seen(load: Load, planned: raw_table.Plan, way: _Way) -> Rehearsal:
         stored=load.stored,
         safe=load.view.safe,
         horizon=load.horizon.oldest_open,
-        rows=_estimate(source, way.source[0]) if way.rows is None else way.rows,
+        rows=planned_rows(source, way.source[0]) if way.rows is None else way.rows,
         rows_of_table=_known(load),
         changes=[one.as_string(destination) for one in changes if one],
         source=[one.as_string(source) for one in way.source],
@@ -186,8 +183,3 @@ def _way(load: Load, full_refresh: bool, span: window.Span | None) -> _Way:
 
 def _known(load: Load) -> int | None:
     return round(load.table.rows) if load.table.rows >= 0 else None
-
-
-def _estimate(source: Connection, query: sql.Composable) -> int | None:
-    row = source.execute(sql.SQL("explain (format json) ") + query).fetchone()
-    return round(row[0][0]["Plan"]["Plan Rows"]) if row else None

@@ -19,9 +19,8 @@ from exporter import state
 from exporter.connection import Connection
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, LockedError
+from exporter.state import RUNS, STATE
 
-_STATE = sql.Identifier(state.SCHEMA, "_exporter_state")
-_RUNS = sql.Identifier(state.SCHEMA, "_exporter_runs")
 _PATIENCE = 20.0  # seconds for sessions to end
 _HOLDERS = (
     "select pid from pg_locks where locktype = 'advisory' and objsubid = 2 and granted"
@@ -37,7 +36,7 @@ def close(destination: Connection, definition: Definition) -> None:
     Waits for a range that is just being committed; then what is stored is final.
     """
     destination.execute(
-        sql.SQL("update {} set run = null where key = %s").format(_STATE), (definition.key,)
+        sql.SQL("update {} set run = null where key = %s").format(STATE), (definition.key,)
     )
     end_sessions(destination, definition)
 
@@ -99,7 +98,7 @@ def advance(
         " + %(rows)s - %(written)s, batches = batches + 1"
         " where id = %(id)s and exists (select from moved))"
         " select count(*) from moved"
-    ).format(_STATE, _RUNS)
+    ).format(STATE, RUNS)
     values = {
         "key": definition.key,
         "run": run,

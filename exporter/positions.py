@@ -93,13 +93,10 @@ def _locked(destination: Connection, definition: Definition) -> State:
 
 
 def _told(key: str, stored: State) -> dict[str, Any]:
-    def place(position: Position | None) -> dict[str, str | None] | None:
-        return {"value": position.value, "id": position.id} if position else None
-
     return {
         "key": key,
-        "cursor": place(stored.cursor),
-        "watermark": place(stored.watermark),
+        "cursor": state.as_dict(stored.cursor),
+        "watermark": state.as_dict(stored.watermark),
         "exported_at": stored.exported_at,
         "first_load_unfinished": stored.next_block is not None,
     }

@@ -10,9 +10,7 @@ from psycopg import sql
 
 from exporter.connection import Connection
 from exporter.errors import ExporterError, LockedError, StoppedError
-from exporter.state import SCHEMA, Position
-
-_RUNS = sql.Identifier(SCHEMA, "_exporter_runs")
+from exporter.state import RUNS, Position, as_dict
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Result:
             "rows_deleted": totals.rows_deleted,
             "batches": totals.batches,
             "bytes": totals.bytes,
-            "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
+            "cursor": as_dict(cursor),
             "seconds": round(self.seconds, 3),
             "error": str(self.error) if self.error else None,
         }
@@ -121,7 +119,7 @@ def record(destination: Connection, result: Result, status: str) -> None:
     if result.run_id is not None:
         done = destination.execute(
             sql.SQL("update {} set ({}, finished_at) = ({}, {}) where id = %s").format(
-                _RUNS, names, marks, ended
+                RUNS, names, marks, ended
             ),
             [*values.values(), result.run_id],
         )
@@ -131,7 +129,7 @@ def record(destination: Connection, result: Result, status: str) -> None:
         sql.SQL(
             "insert into {} ({}, finished_at, started_at) values"
             " ({}, {}, clock_timestamp() - make_interval(secs => %s)) returning id"
-        ).format(_RUNS, names, marks, ended),
+        ).format(RUNS, names, marks, ended),
         [*values.values(), time.monotonic() - result.began],
     ).fetchone()
     assert row is not None
@@ -147,7 +145,7 @@ def record_failure(destination: Connection, result: Result) -> None:
     destination.execute(
         sql.SQL(
             "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp()) where id = %s"
-        ).format(_RUNS),
+        ).format(RUNS),
         values,
     )
     if not take_counts(destination, result):
@@ -160,7 +158,7 @@ def take_counts(destination: Connection, result: Result) -> bool:
         sql.SQL(
             "select rows_read, rows_written, rows_deleted, batches, bytes, cursor_value, cursor_id"
             " from {} where id = %s"
-        ).format(_RUNS),
+        ).format(RUNS),
         (result.run_id,),
     ).fetchone()
     if row is None:

@@ -14,6 +14,8 @@ from exporter.definition import Definition
 from exporter.errors import LockedError
 
 SCHEMA = "analytics_raw"
+STATE = sql.Identifier(SCHEMA, "_exporter_state")
+RUNS = sql.Identifier(SCHEMA, "_exporter_runs")
 _TABLES = f"""
 create table if not exists {SCHEMA}._exporter_state (
     key text primary key,
@@ -71,6 +73,11 @@ class Position:
         return f"{self.value}, {self.id}" if self.id is not None else self.value
 
 
+def as_dict(position: Position | None) -> dict[str, str | None] | None:
+    """Return a position as the objects of ``--json`` have it."""
+    return {"value": position.value, "id": position.id} if position else None
+
+
 @dataclass(frozen=True)
 class State:
     """What is remembered of a definition.
@@ -125,7 +132,7 @@ def create_schema(destination: Connection, name: str) -> None:
 def remembered_columns(destination: Connection, key: str) -> dict[str, str | None] | None:
     """Return the columns of the last load with their types, None for one that was gone by then."""
     row = destination.execute(
-        sql.SQL("select columns from {} where key = %s").format(_table("_exporter_state")), (key,)
+        sql.SQL("select columns from {} where key = %s").format(STATE), (key,)
     ).fetchone()
     return row[0] if row else None
 
@@ -136,7 +143,7 @@ def remember_columns(destination: Connection, key: str, columns: dict[str, str |
         sql.SQL(
             "insert into {} (key, columns) values (%s, %s)"
             " on conflict (key) do update set columns = excluded.columns"
-        ).format(_table("_exporter_state")),
+        ).format(STATE),
         (key, Jsonb(columns)),
     )
 
@@ -186,7 +193,7 @@ def read(destination: Connection, key: str) -> State:
         for name in _COLUMNS
     )
     row = destination.execute(
-        sql.SQL("select {} from {} where key = %s").format(names, _table("_exporter_state")), (key,)
+        sql.SQL("select {} from {} where key = %s").format(names, STATE), (key,)
     ).fetchone()
     if row is None:
         return State()
@@ -215,7 +222,7 @@ def write(destination: Connection, key: str, state: State) -> None:
             "insert into {} (key, {}) values ({}) on conflict (key) do update set ({}, updated_at)"
             " = ({}, now())"
         ).format(
-            _table("_exporter_state"),
+            STATE,
             sql.SQL(", ").join(names),
             sql.SQL(", ").join([sql.Placeholder()] * (len(names) + 1)),
             sql.SQL(", ").join(names),
@@ -262,10 +269,6 @@ def later(stamp: str, batches: int) -> str:
 def lock_number(definition: Definition) -> int:
     """Return the number of the definition's advisory lock."""
     return _number(f"{definition.schema}.{definition.table}")
-
-
-def _table(name: str) -> sql.Identifier:
-    return sql.Identifier(SCHEMA, name)
 
 
 def _number(name: str) -> int:

@@ -22,7 +22,7 @@ from exporter.connection import Connection, connect
 from exporter.definition import Definition
 from exporter.errors import ExporterError
 from exporter.retry import first_line
-from exporter.state import SCHEMA, State
+from exporter.state import State
 
 COUNTED = 10_000  # rows; beyond them the planner's estimate is told
 RUNS = 10
@@ -44,7 +44,6 @@ _LANDED = sql.SQL(
     "select started_at, clock_timestamp() - started_at from {}"
     " where key = %s and rows_written > 0 order by id desc limit 1"
 )
-_TABLE = sql.Identifier(SCHEMA, "_exporter_runs")
 _TOLD = (
     "command",
     "started_at",
@@ -100,7 +99,7 @@ class Status:
             "key": self.definition.key,
             "table": f"{self.definition.schema}.{self.definition.table}",
             **_told(self.run or {}, self.ended),
-            "cursor": {"value": cursor.value, "id": cursor.id} if cursor else None,
+            "cursor": state.as_dict(cursor),
             "behind": asdict(behind) if behind else None,
             "freshness": self.freshness,
             "landed_at": self.landed_at,
@@ -133,7 +132,7 @@ def recent(definition: Definition) -> list[dict[str, Any]]:
             return []
         alive = state.holder(destination, definition) is not None
         rows = destination.cursor(row_factory=dict_row).execute(
-            _RECENT.format(_TABLE), (definition.key, RUNS)
+            _RECENT.format(state.RUNS), (definition.key, RUNS)
         )
         found = []
         for run in rows:
@@ -167,8 +166,8 @@ def _status(
         holder = state.holder(destination, definition)
         stored = state.read(destination, definition.key)
         cursor = destination.cursor(row_factory=dict_row)
-        run = cursor.execute(_LAST.format(_TABLE), (definition.key,)).fetchone()
-        landed = destination.execute(_LANDED.format(_TABLE), (definition.key,)).fetchone()
+        run = cursor.execute(_LAST.format(state.RUNS), (definition.key,)).fetchone()
+        landed = destination.execute(_LANDED.format(state.RUNS), (definition.key,)).fetchone()
     behind = None
     if source is not None:
         try:

@@ -58,6 +58,10 @@ KEYS = {
         "ignore",
     ),
     "batch_rows": Key("rows of one transaction", 50_000),
+    "distribution_column": Key(
+        "on Citus: the column by which the raw table is distributed, one of `conflict_columns`",
+        otherwise="the first of `conflict_columns`",
+    ),
 }
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
@@ -99,6 +103,7 @@ class Definition:
     evolution: str  # evolve or freeze: what a change of the source's columns may do to raw
     deletes: str  # ignore, mark or remove: what becomes of rows that are gone at the source
     freshness: Freshness | None = None
+    distribution_column: str | None = None  # on Citus; none: the table stays where it is made
 
     def lands(self, name: str) -> bool:
         """Whether a column of the source gets into raw."""
@@ -163,6 +168,11 @@ def parse(
     for name in conflict:
         if name in exclude or (columns is not None and name not in {*columns, *expressions}):
             reader.fail("conflict_columns", f"names {name}, which source.columns leaves out")
+    spread = root.get("distribution_column", conflict[0] if conflict else None)
+    if spread is not None and spread not in (conflict or (spread,)):
+        reader.fail(
+            "distribution_column", "must be one of conflict_columns: Citus keeps them unique"
+        )
     return Definition(
         key=reader.text(root.get("key", f"{source}.{table}"), "key"),
         where=where,
@@ -183,6 +193,7 @@ def parse(
         evolution=reader.choice(root["schema"], "schema", ("evolve", "freeze")),
         deletes=deletes,
         freshness=_freshness(freshness, where),
+        distribution_column=spread,
     )
 
 

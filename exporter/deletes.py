@@ -62,14 +62,13 @@ def refuse_more(key: str, extra: int, rows: int, most: float, command: str) -> N
 def apply(load: Load, both: Comparison, stamp: str) -> None:
     """Mark or remove the rows that ``compare.narrow`` found to be extra, in its transaction."""
     raw = load.transfer.raw
-    same = sql.SQL(" and ").join(
-        sql.SQL("r.{} = d.{}").format(sql.Identifier(key.name), name)
-        for key, name in zip(both.raw.keys, names(both.raw.keys), strict=True)
-    )
+    comma = sql.SQL(", ")
     done = load.destination.execute(
         landing.gone(raw, stamp)
-        + sql.SQL(" where exists (select from {} d where d.kind = 'extra' and {})").format(
-            compare.DIFFERENCES, same
+        + sql.SQL(" where ({}) in (select {} from {} where kind = 'extra')").format(
+            comma.join(sql.Identifier("r", key.name) for key in both.raw.keys),
+            comma.join(names(both.raw.keys)),
+            compare.DIFFERENCES,
         )
         + landing.living(raw)
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from exporter import drift, state
+from exporter import citus, drift, state
 from exporter.catalog import Column, Table, landed_columns, relation_columns
 from exporter.connection import Connection
 from exporter.definition import Definition
@@ -34,6 +34,7 @@ class Raw:
     exact: bool  # raw's types are the ones we would give it: the binary format may be used
     stamped: bool  # it has `_exported_at`; a table that migrations own may lack it
     marked: bool  # it has `_deleted_at`
+    in_shards: bool = False  # Citus has it: not every statement can reach it
 
     @property
     def name(self) -> sql.Identifier:
@@ -76,6 +77,8 @@ def prepare(
             if planned.creation:
                 state.create_schema(destination, definition.schema)
                 destination.execute(planned.creation)
+                if planned.raw.in_shards:
+                    destination.execute(citus.distribution(definition))
             for change in planned.changes:
                 _change(destination, definition, change.statement)
                 say(change.said)
@@ -110,7 +113,9 @@ def plan(
     gone: tuple[Column, ...] = ()
     if existing is None:
         created = creation(definition, columns)
+        in_shards = definition.distribution_column is not None and citus.is_here(destination)
     else:
+        in_shards = citus.is_here(destination) and citus.has(destination, definition)
         found = drift.plan(definition, columns, [c.name for c in table.columns], existing, before)
         gone, remembered = found.gone, found.remembered
         stamped = STAMP in existing or definition.evolution == "evolve"
@@ -123,7 +128,7 @@ def plan(
     names = {column.name for column in columns}
     marked = marked and DELETED not in names
     stream = columns + tuple(column for column in hidden if column.name not in names)
-    raw = Raw(definition, columns, stream, unique, exact, stamped, marked)
+    raw = Raw(definition, columns, stream, unique, exact, stamped, marked, in_shards)
     return Plan(raw, created, changes, told, remembered)
 
 
@@ -205,7 +210,7 @@ def creation(
 
 def is_empty(destination: Connection, raw: Raw) -> bool:
     """Tell whether the raw table has no row, or is not there yet."""
-    statement = sql.SQL("select not exists (select from {})").format(raw.name)
+    statement = sql.SQL("select not exists (select 1 from {})").format(raw.name)
     try:
         row = destination.execute(statement).fetchone()
     except psycopg.errors.UndefinedTable:

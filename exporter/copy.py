@@ -10,6 +10,7 @@ import contextlib
 import re
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ BLOCK = 48 * 1024  # bytes; smaller and larger blocks both cost more time a row
 AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
 _SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks again
 _LONG = 1024  # bytes of a value that is no cursor and no key
+_GATHER = 0.0002  # seconds; the socket's own buffer holds what comes meanwhile
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
@@ -82,7 +84,7 @@ def _one_batch(pgconn: abc.PGconn, binary: bool) -> Generator[Block, None, bool]
     while True:
         length, data = next_row(1)
         if length == 0:
-            _wait_readable(pgconn)
+            _wait_for_rows(pgconn)
             continue
         if 0 < length <= BLOCK:
             rows.append(bytes(data))
@@ -110,7 +112,7 @@ def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Generator[Block,
     while True:
         length, data = pgconn.get_copy_data(1)
         if length == 0:
-            _wait_readable(pgconn)
+            _wait_for_rows(pgconn)
             continue
         large = length > BLOCK
         row = (_kept(data, binary) if large else bytes(data)) if length > 0 else b""
@@ -335,6 +337,16 @@ def _error(pgconn: abc.PGconn, result: abc.PGresult | None) -> errors.Error:
 def _wait_readable(pgconn: abc.PGconn) -> None:
     select.select([pgconn.socket], [], [], _POLL)
     pgconn.consume_input()
+
+
+def _wait_for_rows(pgconn: abc.PGconn) -> None:
+    """Wait for a good many of them. A server sends 8 KB at a time: woken for each, both sides
+    spend more on waking up than on rows.
+    """
+    select.select([pgconn.socket], [], [], _POLL)
+    time.sleep(_GATHER)
+    for _ in range(4):  # libpq's buffer grows, to 128 KB here, when it is asked again while full
+        pgconn.consume_input()
 
 
 def _flush(pgconn: abc.PGconn) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import datetime
 import json
@@ -34,6 +35,7 @@ SETTINGS = {
 @contextlib.contextmanager
 def place_of() -> Iterator[Place]:
     """The databases that the environment names, or those of an embedded server."""
+    compileall.compile_dir(ROOT / "exporter", quiet=1)  # as an installation of the package does
     with tempfile.TemporaryDirectory() as folder:
         core, analytics = (os.environ.get(f"DATABASE_URL_{n}") for n in ("CORE", "ANALYTICS"))
         if core and analytics:
@@ -83,10 +85,15 @@ def make_project(folder: Path, url: str, models: dict[str, str]) -> None:
 
 
 def fill_source(place: Place, rows: int) -> None:
-    """Give core's StatEvent so many rows, and no others."""
+    """Give core's StatEvent so many rows, and no others, the last of them stamped a day ago."""
     sql(place.core, 'truncate "StatEvent"')
     for first in range(1, rows + 1, 500_000):
         fill(place.core, first, min(first + 499_999, rows))
+    sql(
+        place.core,
+        'alter table "StatEvent" alter updated_at type timestamp(3)'
+        " using updated_at - interval '1 day'",
+    )
     sql(place.core, 'vacuum (analyze) "StatEvent"')
 
 

@@ -210,12 +210,21 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_MOST_DELETES = 10  # percent
 max_deletes = click.option(
     "--max-deletes",
     type=click.FloatRange(0, 100),
-    default=10,
-    show_default=True,
+    default=None,
     metavar="PERCENT",
-    help="Delete nothing where more of raw's rows would go.",
+    help=f"The share of raw's rows beyond which none is deleted; else {_MOST_DELETES}.",
 )
+
+
+def most_deletes(given: float | None, flag: str, *, on: bool) -> float:
+    """Return the percentage that holds. Raises UsageError where it was given without its flag."""
+    if given is not None and not on:
+        raise UsageError(f"--max-deletes goes with {flag}, without which nothing is deleted")
+    return _MOST_DELETES if given is None else given
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -183,6 +183,10 @@ def test_a_share_is_the_most_that_goes(place: Workplace, definition: str) -> Non
         "select status, rows_deleted from analytics_raw._exporter_runs order by id desc limit 1",
     ) == [("failed", 0)]
     assert place.load("Item", "--reconcile", "--max-deletes", "15")["rows_deleted"] == 3
+    for command, flag in (("load", "--reconcile"), ("verify", "--repair")):
+        done = place.run("exporter", command, "Item", "--max-deletes", "15")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"--max-deletes goes with {flag}" in done.stderr
     place.query(place.core, "truncate item")  # by accident
     for words in (("load", "Item", "--reconcile"), ("verify", "Item", "--repair")):
         done = place.run("exporter", *words)

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, KEY, Call, as_json, examples, max_deletes, shared
+from exporter.cli import (
+    ANALYTICS,
+    CORE,
+    KEY,
+    Call,
+    as_json,
+    examples,
+    max_deletes,
+    most_deletes,
+    shared,
+)
 from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
 from exporter.signals import sigterm_interrupts
 
@@ -84,7 +94,7 @@ def command(
     since: str | None,
     until: str | None,
     reconcile: bool,
-    max_deletes: float,
+    max_deletes: float | None,
     jobs: int | None,
     max_connections: int | None,
     scheduler: str | None,
@@ -97,6 +107,7 @@ def command(
     from exporter.notify import Run  # noqa: PLC0415
     from exporter.window import Span  # noqa: PLC0415
 
+    most = most_deletes(max_deletes, "--reconcile", on=reconcile)
     span = Span(since, until) if since is not None or until is not None else None
     if span and full_refresh:
         raise UsageError("--full-refresh reads everything: leave out --since and --until")
@@ -114,7 +125,7 @@ def command(
         sys.exit(_rehearse(call, _chosen(call, keys, span), full_refresh, span, as_json))
     with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, span)
-        after = _reconciling(chosen, keys, max_deletes) if reconcile else None
+        after = _reconciling(chosen, keys, most) if reconcile else None
         one = functools.partial(
             load,
             full_refresh=full_refresh,

@@ -6,7 +6,17 @@ import sys
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, KEY, Call, as_json, examples, max_deletes, shared
+from exporter.cli import (
+    ANALYTICS,
+    CORE,
+    KEY,
+    Call,
+    as_json,
+    examples,
+    max_deletes,
+    most_deletes,
+    shared,
+)
 from exporter.errors import StoppedError, UsageError, exit_status
 from exporter.signals import sigterm_interrupts
 
@@ -28,7 +38,7 @@ from exporter.signals import sigterm_interrupts
 @as_json
 @shared
 def command(
-    call: Call, keys: tuple[str, ...], repair: bool, max_deletes: float, as_json: bool
+    call: Call, keys: tuple[str, ...], repair: bool, max_deletes: float | None, as_json: bool
 ) -> None:
     """Compare raw with the source, by checksums, down to the rows. Without a KEY, all definitions.
 
@@ -37,6 +47,7 @@ def command(
     """
     from exporter.verify import advice, verify  # noqa: PLC0415  what --help does not need
 
+    most = most_deletes(max_deletes, "--repair", on=repair)
     chosen = call.definitions(keys, CORE, ANALYTICS)
     for definition in chosen:
         if repair and definition.mode == "append":
@@ -48,7 +59,7 @@ def command(
     statuses = []
     with sigterm_interrupts():
         for definition in chosen:
-            verdict = verify(definition, call.console, repair=repair, most=max_deletes)
+            verdict = verify(definition, call.console, repair=repair, most=most)
             call.console.ended(verdict, as_json=as_json)
             if verdict.error:
                 statuses.append(verdict.error.exit_status)

@@ -44,7 +44,7 @@ class Cluster(Team):
     ranges_only = True
 
     def __init__(self, address: str, console: Console, jobs: int | None, most: int | None) -> None:
-        self._client = _connect(address)
+        self._client = connect_to(address)
         self._console = console
         self._free = threading.Semaphore(most or 2**31)
         self._one_first_load = threading.Lock()  # each takes all the workers there are
@@ -94,7 +94,7 @@ class Cluster(Team):
                     future = done.get(timeout=_LOOK)
                     running.remove(future)
                     self._free.release()
-                    tally.landed(_value(future, first.definition.key), elsewhere=True)
+                    tally.landed(value_of(future, first.definition.key), elsewhere=True)
                 if self.stop:
                     raise self.stop
                 if time.monotonic() > heard + _ALIVE:
@@ -147,7 +147,7 @@ class Cluster(Team):
                 why = signals.reason(self.stop, f"{definition.key}: interrupted")
                 return Result(definition.key, error=why)
         try:
-            result: Result = _value(future, definition.key)
+            result: Result = value_of(future, definition.key)
         except ExporterError as error:
             return Result(definition.key, error=error)
         for notice in result.notices:
@@ -218,8 +218,14 @@ class _Waiting:
         time.sleep(_STEP)
 
 
-def _connect(address: str) -> Client:
-    from distributed import Client  # noqa: PLC0415  only with --scheduler
+def connect_to(address: str) -> Client:
+    """Return a client of a scheduler that has workers. Raises ClusterError."""
+    try:
+        from distributed import Client  # noqa: PLC0415  only with --scheduler
+    except ImportError:
+        raise ClusterError(
+            "Dask is not installed: pip install 'dbt-exporter[distributed]'"
+        ) from None
 
     try:
         client = Client(address, timeout=10, set_as_default=False)
@@ -237,7 +243,7 @@ def _connect(address: str) -> Client:
     return client
 
 
-def _value(future: Future, key: str) -> Any:
+def value_of(future: Future, key: str) -> Any:
     """Return what a task has come to. Raises ExporterError, psycopg.Error."""
     from distributed.scheduler import KilledWorker  # noqa: PLC0415
 

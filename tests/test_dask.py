@@ -349,6 +349,72 @@ def test_sessions_are_bounded(place: Workplace) -> None:
     compare(place, "public.wide", RAW)
 
 
+MODEL = """
+import os
+import re
+from dataclasses import dataclass
+
+WORD = re.compile("[0-9]+")
+
+
+@dataclass
+class Found:
+    digits: str
+
+
+def transform(row):
+    if row["n"] % 7 == 0:
+        return None
+    if row["id"] == {bad}:
+        raise ValueError("no such thing")
+    return {{**row, "digits": Found(WORD.sub("#", row["doc"] or "")).digits, "pid": os.getpid()}}
+
+
+def model(dbt, session):
+    dbt.config(materialized="table"{meta})
+    return dbt.source("analytics_raw", "item").map(transform).map(lambda row: {{**row, "more": 1}})
+"""
+
+
+def test_row_functions_run_on_workers(bare: Workplace) -> None:
+    bare.query(
+        bare.analytics,
+        "create schema analytics_raw; create table analytics_raw.item as"
+        " select n as id, n % 100 as n, 'text ' || n as doc, n / 8.0 as number,"
+        " now() + n * interval '1 second' as at,"
+        " case n % 4 when 0 then 'infinity'::date else current_date + n % 50 end as day,"
+        " case n % 3 when 0 then 'null'::jsonb else jsonb_build_object('n', n) end as json,"
+        " case when n % 2 = 0 then int4range(n, n + 3) end as span, array[n, null] as list"
+        " from generate_series(1, 23000) n; alter table analytics_raw.item add primary key (id)",
+    )
+    models = bare.folder / "models"
+    (models / "sources.yml").write_text(
+        "sources: [{name: analytics_raw, schema: analytics_raw, tables: [{name: item}]}]\n"
+    )
+    (models / "here.py").write_text(MODEL.format(bad=0, meta=""))
+    with running_cluster(bare) as cluster:
+        meta = f', meta={{"scheduler": "{cluster.address}"}}'
+        (models / "there.py").write_text(MODEL.format(bad=0, meta=meta))
+        bare.dbt("run", "-s", "here", "there")
+        columns = "id, n, doc, at, number, day, json, span, list, digits, more"
+        one, other = (f"select {columns} from public.{name}" for name in ("here", "there"))
+        differ = f"({one} except all {other}) union all ({other} except all {one})"
+        assert bare.query(bare.analytics, differ) == []
+        assert bare.query(bare.analytics, "select count(*) from there") == [(23000 - 3450,)]
+        pids = "select count(distinct pid) from public."
+        assert bare.query(bare.analytics, f"{pids}there") > bare.query(
+            bare.analytics, f"{pids}here"
+        )
+        (models / "there.py").write_text(MODEL.format(bad=12345, meta=meta))
+        done = bare.run("dbt", "run", "-s", "there")
+        assert done.returncode == 1
+        assert "ValueError: no such thing\n  row 12345, id = 12345" in done.stdout
+        assert 'raise ValueError("no such thing")' in done.stdout
+    done = bare.run("dbt", "run", "-s", "there")
+    assert f"no Dask scheduler answers at {cluster.address}" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_what_is_missing_is_told(place: Workplace) -> None:
     _wide(place, 10)
     done = place.run("exporter", "load", "--scheduler", "tcp://127.0.0.1:1")

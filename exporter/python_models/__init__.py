@@ -11,6 +11,7 @@ connection. From there on dbt's own materialization does the rest.
     values    PostgreSQL's text to Python and back, exactly
     staging   rows of Python to a temporary table
     frames    pandas, polars, arrow and ibis, each only if a model uses it
+    workers   row functions on a Dask cluster, if a model asks for it
 """
 
 from __future__ import annotations

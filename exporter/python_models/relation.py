@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
+    from exporter.python_models.workers import Workers
+
 Row = dict[str, Any]
 FETCHED = 5_000
 """Rows of one FETCH: enough to hide the round trip, few enough to stay at some megabytes."""
@@ -38,6 +40,8 @@ class Session:
         """The type of each column of the relations that were read, the first relation's first."""
         self.named: dict[str, str] = {}
         """The queries behind the ibis tables that were handed out, by their names."""
+        self.workers: Workers | None = None
+        """Where row functions run, if not here."""
 
     def close(self) -> None:
         """Wait for what was begun; the connection stays dbt's."""
@@ -136,9 +140,18 @@ class Relation:
 
     def __iter__(self) -> Iterator[Row]:
         names = self.columns
-        for rows in self._session.stream(self.query):
+        for rows in self.stream():
             for row in rows:
                 yield dict(zip(names, row))  # noqa: B905 — a query's rows are as long as its columns
+
+    def stream(self) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows in lists, in constant memory."""
+        return self._session.stream(self.query)
+
+    @property
+    def workers(self) -> Workers | None:
+        """Where row functions run, if not here."""
+        return self._session.workers
 
     @property
     def columns(self) -> list[str]:
@@ -255,6 +268,10 @@ class Mapped:
         self._function = function
 
     def __iter__(self) -> Iterator[Row]:
+        workers = self._relation.workers
+        if workers:
+            yield from self._by(workers)
+            return
         function = self._function
         source: Iterator[Row] = iter(self._relation)
         for number, row in enumerate(source, 1):
@@ -264,6 +281,27 @@ class Mapped:
                 raise RowError(row, number, self._relation) from error
             if changed is not None:
                 yield changed
+
+    def _by(self, workers: Workers) -> Iterator[Row]:
+        names, read = self._relation.columns, 0
+        lists = self._relation.stream()
+        for rows, changed, failure in workers.map(self._function, names, lists):
+            yield from (row for row in changed if row is not None)
+            if failure is not None:
+                number = len(changed)
+                row = dict(zip(names, rows[number]))  # noqa: B905 — of one length
+                raise RowError(row, read + number + 1, self._relation) from self._failed(
+                    row, failure
+                )
+            read += len(rows)
+
+    def _failed(self, row: Row, failure: str) -> Exception:
+        """The error of a row that failed elsewhere, with the lines of the model where it did."""
+        try:
+            self._function(row)
+        except Exception as error:  # noqa: BLE001 — whatever the user's function raises
+            return error
+        return RuntimeError(f"only on a worker, not here: {failure}")
 
     def map(self, function: Callable[[Row], Row | None]) -> Mapped:
         """One more row function behind this one."""

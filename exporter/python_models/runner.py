@@ -12,15 +12,19 @@ import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from dbt.adapters.events.logging import AdapterLogger
 from dbt_common.exceptions import DbtRuntimeError
 
+from exporter.errors import ExporterError
 from exporter.python_models import results
 from exporter.python_models.relation import Relation, RowError, Session, This
 from exporter.python_models.staging import ResultError
+
+if TYPE_CHECKING:
+    from exporter.python_models.workers import Workers
 
 _log = AdapterLogger("Postgres")
 
@@ -37,6 +41,7 @@ def run(adapter: Any, model: dict[str, Any], code: str) -> str:
     session = Session(connection.handle)
     session.execute("set local cursor_tuple_fraction = 1")  # every row of a cursor is wanted
     with _module(adapter, model) as module, _logging(), _rare_collections():
+        session.workers = _workers(model, module)
         try:
             exec(_compiled(adapter, model, code), module.__dict__)  # noqa: S102 — a model is code
             dbt = _dbt(module, session)
@@ -46,6 +51,15 @@ def run(adapter: Any, model: dict[str, Any], code: str) -> str:
             raise DbtRuntimeError(_explained(error, model)) from error
         finally:
             session.close()
+
+
+def _workers(model: dict[str, Any], module: types.ModuleType) -> Workers | None:
+    scheduler = (model["config"].get("meta") or {}).get("scheduler")
+    if not scheduler:
+        return None
+    from exporter.python_models.workers import Workers  # most models run here
+
+    return Workers(scheduler, module)
 
 
 def _dbt(module: types.ModuleType, session: Session) -> Any:
@@ -169,7 +183,7 @@ def _explained(error: Exception, model: dict[str, Any]) -> str:
     frames = traceback.extract_tb(cause.__traceback__)
     first = next((n for n, frame in enumerate(frames) if frame.filename == path), None)
     lines = [] if first is None else traceback.format_list(frames[first:])
-    if not isinstance(error, ResultError):
+    if not isinstance(error, (ResultError, ExporterError)):
         lines += traceback.format_exception_only(type(cause), cause)
         text = "The model failed:\n" + "".join(lines).rstrip()
     else:

@@ -107,6 +107,9 @@ class JsonNull:
     def __repr__(self) -> str:
         return "JSON_NULL"
 
+    def __reduce__(self) -> str:
+        return "JSON_NULL"  # the one object, on a worker, too
+
 
 JSON_NULL = JsonNull()
 

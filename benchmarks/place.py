@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import contextlib
 import datetime
 import json
@@ -35,7 +34,6 @@ SETTINGS = {
 @contextlib.contextmanager
 def place_of() -> Iterator[Place]:
     """The databases that the environment names, or those of an embedded server."""
-    compileall.compile_dir(ROOT / "exporter", quiet=1)  # as an installation of the package does
     with tempfile.TemporaryDirectory() as folder:
         core, analytics = (os.environ.get(f"DATABASE_URL_{n}") for n in ("CORE", "ANALYTICS"))
         if core and analytics:

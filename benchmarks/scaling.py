@@ -24,6 +24,7 @@ from exporter.demo import create_databases
 from exporter.embedded import Server, running_server
 
 SMALL = 20  # definitions
+SIZES = (5_000, 20_000)  # rows of each
 _DEFINITION = """
       - name: {name}
         config:
@@ -125,7 +126,8 @@ def main(rows: int, cluster_rows: int, rounds: int, save: bool) -> None:
     with _servers() as (core, analytics), tempfile.TemporaryDirectory() as folder:
         place = Place(core.url("core"), analytics.url("analytics"), Path(folder))
         text += _threads(place, rows, rounds)
-        text += _definitions(place, rounds)
+        for size in SIZES:
+            text += _definitions(place, size, rounds)
         fill_source(place, cluster_rows)
         text += _cluster(place, core, analytics, rounds)
     click.echo(text)
@@ -154,14 +156,14 @@ def _threads(place: Place, rows: int, rounds: int) -> str:
     )
 
 
-def _definitions(place: Place, rounds: int) -> str:
+def _definitions(place: Place, rows: int, rounds: int) -> str:
     names = [f"small_{number}" for number in range(SMALL)]
     for name in names:
         sql(
             place.core,
             f"create table if not exists {name} (id int primary key, at timestamptz not null,"
             f" pad text); insert into {name} select n, now(), repeat('x', 100)"
-            " from generate_series(1, 5000) n on conflict do nothing; analyze " + name,
+            f" from generate_series(1, {rows}) n on conflict do nothing; analyze {name}",
         )
     _project(place.folder, names, "at")
     jobs = ("1", "2", "4", "8")
@@ -176,7 +178,7 @@ def _definitions(place: Place, rounds: int) -> str:
         for left, right in zip(_ratios(first, "-j {}"), _ratios(again, "-j {}"), strict=True)
     ]
     return _table(
-        f"**{SMALL} definitions of 5,000 rows**",
+        f"**{SMALL} definitions of {rows:,} rows**",
         ["", "first load, s", "to -j 1", "nothing new, s", "to -j 1"],
         lines,
     )

@@ -9,6 +9,8 @@
     {%- set updated = dbt_exporter.upsert_columns(chosen, columns, 'merge_update_columns') | reject('in', keys) | list -%}
     {%- set found = dbt_exporter.upsert_catalog(target, keys) -%}
     {%- set types = found['types'] -%}
+    {#- Citus takes a comparison of records apart, which its shards then refuse -#}
+    {%- set as_whole, differs = ('text', 'is distinct from') if found['in_shards'] else ('record', '*<>') -%}
     {%- set version = options['version'] -%}
     {%- set delete_when = options['delete_when'] -%}
     {%- set pairs = [] -%}
@@ -16,16 +18,24 @@
         {%- do pairs.append('dbt_internal_source.' ~ key ~ ' = dbt_internal_dest.' ~ key) -%}
     {%- endfor -%}
     {%- set same_key = pairs | join(' and ') -%}
+    {%- set stored = dbt_exporter.upsert_stored_sql(target, temp, keys) if found['in_shards'] else target -%}
     {%- set not_older = '(dbt_internal_dest.' ~ version ~ ' is null or dbt_internal_source.' ~ version
         ~ ' >= dbt_internal_dest.' ~ version ~ ')' if version else 'true' -%}
 
 {{ dbt_exporter.upsert_check_sql(temp, options) }}
 {% if not found['indexed'] %}{{ dbt_exporter.upsert_index_sql(target, options) }}{% endif %}
 {% if delete_when %}
+    {%- set marked = same_key ~ ' and ' ~ not_older ~ ' and coalesce((select ' ~ delete_when
+        ~ ' from (select dbt_internal_source.*) as marked), false)' %}
+    {%- if found['in_shards'] %}
+delete from {{ target }} where ({{ keys | join(', ') }}) in (
+    select {% for key in keys %}dbt_internal_source.{{ key }}{{ ', ' if not loop.last }}{% endfor %}
+    from {{ temp }} as dbt_internal_source join {{ stored }} as dbt_internal_dest on {{ marked }}
+);
+    {%- else %}
 delete from {{ target }} as dbt_internal_dest using {{ temp }} as dbt_internal_source
-where {{ same_key }} and {{ not_older }} and coalesce((
-    select {{ delete_when }} from (select dbt_internal_source.*) as marked
-), false);
+where {{ marked }};
+    {%- endif %}
 delete from {{ temp }} where coalesce(({{ delete_when }}), false);
 {% endif %}
 -- Not ordered and not analyzed: of the plans tried, the one that is quickest for small and for large
@@ -33,12 +43,12 @@ delete from {{ temp }} where coalesce(({{ delete_when }}), false);
 insert into {{ target }} as dbt_internal_dest ({{ names | join(', ') }})
 select {% for name in names %}dbt_internal_source.{{ name }}{{ ', ' if not loop.last }}{% endfor %}
 from {{ temp }} as dbt_internal_source
-left join {{ target }} as dbt_internal_dest on {{ same_key }}
+left join {{ stored }} as dbt_internal_dest on {{ same_key }}
 where dbt_internal_dest.{{ keys[0] }} is null
     {%- if updated %}
     -- the casts make both sides plain records, compared as a whole and whatever the types
-    or (row({% for name in updated %}dbt_internal_source.{{ name }}::{{ types[name] }}{{ ', ' if not loop.last }}{% endfor %})::record
-        *<> row({% for name in updated %}dbt_internal_dest.{{ name }}{{ ', ' if not loop.last }}{% endfor %})::record
+    or (row({% for name in updated %}dbt_internal_source.{{ name }}::{{ types[name] }}{{ ', ' if not loop.last }}{% endfor %})::{{ as_whole }}
+        {{ differs }} row({% for name in updated %}dbt_internal_dest.{{ name }}{{ ', ' if not loop.last }}{% endfor %})::{{ as_whole }}
         and {{ not_older }}
         {%- for predicate in arg_dict['incremental_predicates'] or [] %}
         and ({{ predicate }})
@@ -144,10 +154,20 @@ on conflict ({{ keys | join(', ') }})
     {#- one question for both: each round trip is felt in a small batch -#}
     {%- set rows = run_query(
         "select attname, format_type(atttypid, atttypmod), " ~ dbt_exporter.upsert_indexed_sql(relation, keys)
-        ~ " from pg_attribute where attrelid = '" ~ (relation | string | replace("'", "''"))
-        ~ "'::regclass and attnum > 0 and not attisdropped"
+        ~ ", to_regclass('pg_dist_partition') is not null from pg_attribute where attrelid = '"
+        ~ (relation | string | replace("'", "''")) ~ "'::regclass and attnum > 0 and not attisdropped"
     ) -%}
     {%- set types = {} -%}
     {%- for row in rows -%} {%- do types.update({'"' ~ row[0] ~ '"': row[1]}) -%} {%- endfor -%}
-    {{ return({'types': types, 'indexed': rows[0][2]}) }}
+    {%- set in_shards = rows[0][3] and run_query(
+        "select from pg_dist_partition where logicalrelid = '" ~ (relation | string | replace("'", "''")) ~ "'::regclass"
+    ) | length > 0 -%}
+    {{ return({'types': types, 'indexed': rows[0][2], 'in_shards': in_shards}) }}
+{% endmacro %}
+
+
+{% macro upsert_stored_sql(relation, temp, keys) %}
+    {#- of a table on Citus, only the rows that are asked for come to the node that has the batch -#}
+    {%- set key = '(' ~ keys | join(', ') ~ ')' -%}
+    {{ return('(select * from ' ~ relation ~ ' where ' ~ key ~ ' in (select ' ~ keys | join(', ') ~ ' from ' ~ temp ~ '))') }}
 {% endmacro %}

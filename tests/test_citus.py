@@ -121,3 +121,53 @@ def test_a_reference_table_is_used_as_it_is(spread: Workplace) -> None:
     compare(spread, "public.item", spread.raw, COLUMNS)
     kind = "select partmethod::text from pg_dist_partition where logicalrelid = "
     assert spread.query(CITUS, f"{kind}'{spread.raw}'::regclass") == [("n",)]
+
+
+@on_citus
+def test_a_model_in_shards(bare: Workplace) -> None:
+    schema = f"model_{uuid.uuid4().hex[:8]}"
+    bare.analytics = CITUS
+    (bare.folder / "models" / "spread.sql").write_text(
+        "{{ config(materialized='incremental', incremental_strategy='upsert', unique_key='id',"
+        f" schema='{schema}', meta={{'upsert_version': 'v', 'upsert_order_by': 'v',"
+        " 'upsert_delete_when': 'gone'}, post_hook=\"{% if not is_incremental() %}"
+        " select create_distributed_table('{{ this }}', 'id') {% endif %}\") }}"
+        f" select id, v, n, doc, gone from {schema}.batch"
+    )
+    bare.query(
+        CITUS,
+        f"create schema {schema}; create table {schema}.batch as select n as id, 1 as v,"
+        " n / 8.0 as n, json_build_object('n', n) as doc, false as gone"
+        " from generate_series(1, 1000) n",
+    )
+    try:
+        bare.dbt("run", "-s", "spread")
+        spread_by = (
+            "select partmethod::text from pg_dist_partition where logicalrelid ="
+            f" '{schema}.spread'::regclass"
+        )
+        assert bare.query(CITUS, spread_by) == [("h",)]
+        bare.query(
+            CITUS,
+            f"update {schema}.batch set v = 2, n = n + 1 where id <= 5;"
+            f"update {schema}.batch set v = 2, gone = true where id = 6;"
+            f"update {schema}.batch set v = 0, n = 99 where id = 7;"  # older: stays as it was
+            f"update {schema}.batch set v = 0, gone = true where id = 8;"
+            f"insert into {schema}.batch select n, 1, 1.50, null, false"
+            " from generate_series(1001, 1010) n;"
+            f"insert into {schema}.batch values (1001, 0, 0, null, false)",
+        )
+        wanted = (
+            f"select id, v, n, doc::text, gone from {schema}.batch where v > 0 and not gone"
+            f" union all select id, 1, id / 8.0, json_build_object('n', id)::text, false"
+            f" from {schema}.batch where id in (7, 8)"
+        )
+        told = bare.dbt("run", "-s", "spread")
+        assert "INSERT 0 15" in told
+        found = bare.query(
+            CITUS, f"select id, v, n, doc::text, gone from {schema}.spread order by 1"
+        )
+        assert found == bare.query(CITUS, f"{wanted} order by 1")
+        assert "INSERT 0 0" in bare.dbt("run", "-s", "spread")
+    finally:
+        bare.query(CITUS, f"drop schema {schema} cascade")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from exporter.cli import main
 from tests.commands import check_command
 from tests.conftest import Workplace, fill
 from tests.test_console import on_terminal, plain
+from tests.test_signals import started
 
 BIN = Path(sys.executable).parent
 
@@ -159,3 +163,25 @@ def test_every_command_in_a_pipe_and_without_colours(product: Workplace) -> None
         assert not re.search(r"\x1b\[[0-9;]*m", text), words
         if words not in SENTENCES:
             assert max(map(len, plain(text))) <= 80, (words, text)
+
+
+@pytest.mark.long
+def test_ctrl_c_at_any_moment_of_every_command(product: Workplace) -> None:
+    fill(product.core, 1, 200)
+    product.query(product.core, "create table without_a_definition (id int primary key)")
+    (product.folder / "db" / "migrations").mkdir(parents=True)
+    chance = random.Random(11)
+    stopped = dict.fromkeys(SWEPT, 0)
+    for words in SWEPT * 12:
+        with started(product, *words) as process:
+            time.sleep(chance.uniform(0.02, 0.25))
+            process.send_signal(signal.SIGINT)
+            err = process.communicate(timeout=30)[1]
+        # Before Python has its handler, a signal ends it by itself: 130 to a shell, too.
+        assert process.returncode in (0, 1, 130, -signal.SIGINT), (words, err)
+        if process.returncode in (130, -signal.SIGINT):
+            stopped[words] += 1
+            assert "Traceback" not in err, (words, err)
+            told = [line for line in err.splitlines() if "interrupted" in line]
+            assert len(told) <= 1, (words, err)
+    assert sum(stopped.values()) > len(SWEPT) * 3, stopped

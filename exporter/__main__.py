@@ -14,10 +14,10 @@ def main() -> None:
     status: list[object] = []
     atexit.register(_leave, status)  # the first to be registered is the last to run
     try:
-        try:
-            from exporter.cli import main as command  # noqa: PLC0415  a Ctrl-C may come this early
-        except KeyboardInterrupt:
-            sys.exit(130)
+        from exporter.cli import main as command  # noqa: PLC0415  a Ctrl-C may come this early
+    except KeyboardInterrupt:
+        sys.exit(130)
+    try:
         command()
     except SystemExit as end:
         status.append(end.code)

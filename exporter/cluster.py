@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 LARGE = 8192  # blocks: 64 MB of a table are worth sharing
-_AHEAD = 2  # ranges in flight for each thread of the workers
+AHEAD = 2  # tasks in flight for each thread of the workers: one is computed, one waits
 _AT_ONCE = 32  # definitions, unless -j says otherwise: each takes a thread here
 _RETRIES = 3  # of a range whose session broke; a lost worker does not count
 _LOOK = 0.5  # seconds between looks at whether all has to stop
@@ -107,7 +107,7 @@ class Cluster(Team):
 
     def _next_parts(self, parts: Iterator[Range], running: set[Future]) -> Iterator[Range]:
         """Yield the ranges to be handed out now; wait only for the first one's sessions."""
-        while len(running) < _AHEAD * self._count_threads():
+        while len(running) < AHEAD * self._count_threads():
             if not self._free.acquire(blocking=not running):
                 return
             part = next(parts, None)

@@ -152,16 +152,16 @@ on conflict ({{ keys | join(', ') }})
 
 {% macro upsert_catalog(relation, keys) %}
     {#- one question for both: each round trip is felt in a small batch -#}
+    {%- set oid = "'" ~ (relation | string | replace("'", "''")) ~ "'::regclass" -%}
     {%- set rows = run_query(
         "select attname, format_type(atttypid, atttypmod), " ~ dbt_exporter.upsert_indexed_sql(relation, keys)
-        ~ ", to_regclass('pg_dist_partition') is not null from pg_attribute where attrelid = '"
-        ~ (relation | string | replace("'", "''")) ~ "'::regclass and attnum > 0 and not attisdropped"
+        ~ ", to_regclass('pg_dist_partition') is not null from pg_attribute where attrelid = " ~ oid
+        ~ " and attnum > 0 and not attisdropped"
     ) -%}
     {%- set types = {} -%}
     {%- for row in rows -%} {%- do types.update({'"' ~ row[0] ~ '"': row[1]}) -%} {%- endfor -%}
-    {%- set in_shards = rows[0][3] and run_query(
-        "select from pg_dist_partition where logicalrelid = '" ~ (relation | string | replace("'", "''")) ~ "'::regclass"
-    ) | length > 0 -%}
+    {%- set in_shards = rows[0][3]
+        and run_query("select from pg_dist_partition where logicalrelid = " ~ oid) | length > 0 -%}
     {{ return({'types': types, 'indexed': rows[0][2], 'in_shards': in_shards}) }}
 {% endmacro %}
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.cluster import connect_to, value_of
+from exporter.cluster import AHEAD, connect_to, value_of
 
 Rows = list[tuple[Any, ...]]
-_AHEAD = 2  # lists in flight for each thread of the workers: one is computed, one waits
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Workers:
         """
         with connect_to(self.scheduler) as client:
             sent = _pickled(function, self.module)
-            most = _AHEAD * sum(client.nthreads().values())
+            most = AHEAD * sum(client.nthreads().values())
             running: deque[tuple[Rows, Any]] = deque()
 
             def oldest() -> tuple[Rows, list[Any], str | None]:

@@ -118,6 +118,7 @@ def _change(place: Place, share: int, number: int) -> None:
     fill(place.core, last + 1, last + share)
     with psycopg.connect(place.core) as connection:
         connection.execute(_RESTAMP, {"last": newest, "stamp": stamp})
+    sql(place.core, 'vacuum "StatEvent"')  # else the first to read would tidy up for the others
 
 
 def _environment(place: Place, name: str, *, fresh: bool) -> dict[str, str]:

@@ -57,7 +57,7 @@ KEYS = {
         " `verify --repair`: `ignore`, `mark` (in `_deleted_at`) or `remove`",
         "ignore",
     ),
-    "batch_rows": Key("rows of one transaction", 50_000),
+    "batch_rows": Key("most rows of one transaction", 50_000),
     "distribution_column": Key(
         "on Citus: the column by which the raw table is distributed, one of `conflict_columns`",
         otherwise="the first of `conflict_columns`",

@@ -19,7 +19,7 @@ from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError
-from exporter.report import Result, record_failure
+from exporter.report import Result, Totals, record_failure, take_counts
 from exporter.retry import first_line, with_retries
 from exporter.state import Position, State
 from exporter.transfer import STAGED, Transfer, select
@@ -161,6 +161,8 @@ class Load:
 
             fence.close(destination, definition)
             self.stored = state.read(destination, definition.key)
+        if self.result.run_id is not None and not take_counts(destination, self.result):
+            self.result.totals = Totals()  # connected again, to a server that lost all of it
         self.result.cursor = self.stored.cursor
         with self.looking():
             table = self.table

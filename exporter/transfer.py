@@ -18,7 +18,7 @@ from exporter.report import Result, record
 from exporter.state import State
 
 STAGED = "text, through staging"  # the way that rows take which may be in raw already
-BATCH_SIZE = 8 * 1024 * 1024  # bytes of a batch, whatever batch_rows says
+BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
 
 Passed = Callable[[Block], None]
 
@@ -69,6 +69,9 @@ class Transfer:
                 number = totals.batches + 1
                 batch = next_batch(stream, self._passed())
                 with self._transaction():
+                    # On disk by the commit that ends the load: a server that crashes before loses
+                    # the position together with the rows, and they are read again.
+                    self.destination.execute("set local synchronous_commit = off")
                     rows, size, last = staging.fill(batch, number)
                     written = staging.apply(stamp, number, self.order, onward=onward)
                     totals.add(rows, written, size)

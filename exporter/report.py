@@ -118,10 +118,11 @@ def record(destination: Connection, result: Result, status: str) -> None:
     ended = sql.SQL("null" if status == "running" else "clock_timestamp()")
     if result.run_id is not None:
         done = destination.execute(
-            sql.SQL("update {} set ({}, finished_at) = ({}, {}) where id = %s").format(
+            # By its key, too: a crash that undoes the row may give its id to another definition's.
+            sql.SQL("update {} set ({}, finished_at) = ({}, {}) where id = %s and key = %s").format(
                 RUNS, names, marks, ended
             ),
-            [*values.values(), result.run_id],
+            [*values.values(), result.run_id, result.key],
         )
         if done.rowcount:  # not so where the row went with a batch that was rolled back
             return
@@ -141,12 +142,13 @@ def record_failure(destination: Connection, result: Result) -> None:
 
     A commit whose answer we did not wait for, or did not get, may count or not: we cannot tell.
     """
-    values = (result.status, result.error.message if result.error else None, result.run_id)
+    message = result.error.message if result.error else None
     destination.execute(
         sql.SQL(
-            "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp()) where id = %s"
+            "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp())"
+            " where id = %s and key = %s"
         ).format(RUNS),
-        values,
+        (result.status, message, result.run_id, result.key),
     )
     if not take_counts(destination, result):
         record(destination, result, result.status)
@@ -157,9 +159,9 @@ def take_counts(destination: Connection, result: Result) -> bool:
     row = destination.execute(
         sql.SQL(
             "select rows_read, rows_written, rows_deleted, batches, bytes, cursor_value, cursor_id"
-            " from {} where id = %s"
+            " from {} where id = %s and key = %s"
         ).format(RUNS),
-        (result.run_id,),
+        (result.run_id, result.key),
     ).fetchone()
     if row is None:
         return False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from exporter import fence, ranges, signals, state
-from exporter.connection import Connection, connect
+from exporter.connection import Connection, Sessions, connect
 from exporter.console import Console
 from exporter.definition import Definition
 from exporter.errors import ClusterError, DatabaseError, ExporterError
@@ -56,17 +56,18 @@ class Cluster(Team):
     ) -> Iterator[Result]:
         """Load the definitions, those with the ``shared`` keys by ranges; yield their results.
 
-        ``load`` has yet to get a definition and a console, and travels to the workers.
+        ``load`` has yet to get a definition, a console and sessions, and travels to the workers.
         """
 
-        def one(definition: Definition, crew: Crew) -> Result:
+        def one(definition: Definition, _: Sessions, crew: Crew) -> Result:
             if definition.key in shared:
                 with (
                     contextlib.suppress(NotByRanges),
                     self._one_first_load,
                     self._free,
+                    Sessions() as sessions,  # not the thread's: those that it keeps are not counted
                 ):
-                    return load(definition, self._console, crew=crew)
+                    return load(definition, self._console, sessions, crew=crew)
             with self._free:
                 return self._elsewhere(definition, load)
 
@@ -171,7 +172,8 @@ def shared_keys(definitions: list[Definition], blocks: dict[str, int]) -> set[st
 
 def load_whole(load: Callable[..., Result], definition: Definition) -> Result:
     """Load a definition. Runs on a worker."""
-    return load(definition, Console(level="error"))
+    with Sessions() as sessions:
+        return load(definition, Console(level="error"), sessions)
 
 
 def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:

@@ -80,7 +80,11 @@ def connect(variable: str) -> Connection:
     parts.setdefault("connect_timeout", 10)
     parts.setdefault("application_name", "dbt-exporter")
     try:
-        return psycopg.connect(make_conninfo("", **parts, client_encoding="UTF8"), autocommit=True)
+        return psycopg.connect(
+            make_conninfo("", **parts, client_encoding="UTF8"),
+            autocommit=True,
+            prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
+        )
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
         password = parts.get("password")
@@ -89,6 +93,51 @@ def connect(variable: str) -> Connection:
         raise DatabaseError(
             f"{variable}: {reason}", hint="is the server up, and the URL right?"
         ) from None
+
+
+class Sessions:
+    """A session on each database, kept from one load to the next. For one thread.
+
+    To connect anew costs a server more than a small load does: a process, its catalogs to be read.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Connection] = []
+
+    def __enter__(self) -> Sessions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    @contextlib.contextmanager
+    def pair(self) -> Iterator[tuple[Connection, Connection]]:
+        """Give the destination's session and the source's, as good as new. Raises DatabaseError.
+
+        Where an error is raised they are closed: nobody knows what state they are in.
+        """
+        try:
+            for session in self._kept:
+                session.execute("")  # a server or a firewall may have ended an idle one
+        except psycopg.Error:
+            self._close()
+        try:
+            if not self._kept:
+                self._kept.append(connect("DATABASE_URL_ANALYTICS"))
+                self._kept.append(connect("DATABASE_URL_CORE"))
+            destination, source = self._kept
+            yield destination, source
+        except BaseException:
+            self._close()
+            raise
+        try:
+            destination.execute("discard all")  # the load's lock, its staging
+        except psycopg.Error:  # the load is done; the next one connects anew
+            self._close()
+
+    def _close(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
 
 
 @contextlib.contextmanager

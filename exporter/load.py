@@ -14,7 +14,7 @@ from psycopg import sql
 
 from exporter import raw_table, signals, state, window
 from exporter.catalog import Column, Table, find_table
-from exporter.connection import Connection, connect, stopped_in_order
+from exporter.connection import Connection, Sessions, connect, stopped_in_order
 from exporter.console import Console, Progress, Say
 from exporter.copy import field
 from exporter.definition import Definition
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 def load(
     definition: Definition,
     console: Console,
+    sessions: Sessions,
     *,
     full_refresh: bool = False,
     span: window.Span | None = None,
@@ -56,8 +57,7 @@ def load(
 
     def attempt() -> None:
         with contextlib.ExitStack() as stack:
-            destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
-            source = stack.enter_context(connect("DATABASE_URL_CORE"))
+            destination, source = stack.enter_context(sessions.pair())
             if crew:
                 stack.enter_context(crew.watching(destination, source))
             progress = functools.partial(console.progress, definition.key)

@@ -15,7 +15,7 @@ import psycopg
 
 from exporter import ranges
 from exporter.catalog import blocks_of
-from exporter.connection import Connection, cancel, connect
+from exporter.connection import Connection, Sessions, cancel, connect
 from exporter.console import Console
 from exporter.copy import Stopped
 from exporter.definition import Definition
@@ -36,8 +36,8 @@ def side_by_side(
 ) -> Iterator[Result]:
     """Load so many definitions at once, the largest first; yield results as they come.
 
-    ``load`` has yet to get a definition, a console and a crew. ``most`` bounds the sessions on each
-    database, ``scheduler`` is the address of a Dask cluster that is to do it.
+    ``load`` has yet to get a definition, a console, sessions and a crew. ``most`` bounds the
+    sessions on each database, ``scheduler`` is the address of a Dask cluster that is to do it.
     """
     chosen = list(definitions)
     blocks = {definition.key: 0 for definition in chosen}
@@ -56,7 +56,7 @@ def side_by_side(
         return
     jobs = jobs or 1
     yield from Team(min(jobs, most or jobs)).run(
-        chosen, lambda definition, crew: load(definition, console, crew=crew)
+        chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew)
     )
 
 
@@ -76,7 +76,9 @@ class Team:
         self._change = threading.Condition()
 
     def run(
-        self, definitions: Iterable[Definition], load: Callable[[Definition, Crew], Result]
+        self,
+        definitions: Iterable[Definition],
+        load: Callable[[Definition, Sessions, Crew], Result],
     ) -> Iterator[Result]:
         """Load the definitions, begun in this order; yield results as they come.
 
@@ -87,17 +89,18 @@ class Team:
         done: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
 
         def work() -> None:
-            while (job := self._next_job()) is not None:
-                if isinstance(job, _Shared):
-                    job.help(self)
-                    continue
-                try:
-                    done.put(load(job, self))
-                except BaseException as error:  # noqa: BLE001  raised again below
-                    done.put(error)
-                with self._change:
-                    self._unfinished -= 1
-                    self._change.notify_all()
+            with Sessions() as sessions:
+                while (job := self._next_job()) is not None:
+                    if isinstance(job, _Shared):
+                        job.help(self, sessions)
+                        continue
+                    try:
+                        done.put(load(job, sessions, self))
+                    except BaseException as error:  # noqa: BLE001  raised again below
+                        done.put(error)
+                    with self._change:
+                        self._unfinished -= 1
+                        self._change.notify_all()
 
         for _ in range(self._size):
             threading.Thread(target=work, daemon=True).start()
@@ -198,12 +201,11 @@ class _Shared:
             self._helpers += wanted
             return wanted
 
-    def help(self, team: Team) -> None:
+    def help(self, team: Team, sessions: Sessions) -> None:
         """Land ranges on two sessions of one's own."""
         try:
             with (
-                connect("DATABASE_URL_ANALYTICS") as destination,
-                connect("DATABASE_URL_CORE") as source,
+                sessions.pair() as (destination, source),
                 team.watching(destination, source),
                 ranges.shared_snapshot(source, self._first),
             ):

@@ -12,7 +12,7 @@ import psycopg
 from exporter import compare, deletes, signals, state, window
 from exporter.catalog import find_table
 from exporter.compare import Difference, Sums
-from exporter.connection import Connection, connect, stopped_in_order
+from exporter.connection import Connection, Sessions, connect, stopped_in_order
 from exporter.console import Console
 from exporter.definition import Definition
 from exporter.errors import DatabaseError, ExporterError
@@ -145,12 +145,14 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
         verdict.error = signals.reason(stop, f"{definition.key}: interrupted")
     verdict.seconds = time.monotonic() - began
     if repair and verdict.differs and verdict.error is None:
-        done = load(
-            definition,
-            console,
-            after=_repairing(verdict, *looked[-1], most),
-            command="verify --repair",
-        )
+        with Sessions() as sessions:
+            done = load(
+                definition,
+                console,
+                sessions,
+                after=_repairing(verdict, *looked[-1], most),
+                command="verify --repair",
+            )
         verdict.error = done.error
         verdict.repaired = done.error is None
     return verdict

@@ -9,6 +9,7 @@ import time
 import psycopg
 import pytest
 
+from exporter.connection import Sessions
 from tests.conftest import Workplace, compare, fill
 from tests.test_concurrency import RAW, _forget_everything, _start, _unlocked
 from tests.test_integrity import EVENT, ITEM
@@ -51,6 +52,65 @@ def test_definitions_side_by_side_the_largest_first(place: Workplace) -> None:
         compare(place, f"public.{name}", f"analytics_raw.{name}")
     began = place.query(place.analytics, f"select key from {RUNS} order by started_at limit 2")
     assert {key for (key,) in began} == {"item_05", "item_07"}
+
+
+def test_sessions_are_kept_from_one_definition_to_the_next(place: Workplace) -> None:
+    names = _items(place, 20)
+    assert place.run("exporter", "load").returncode == 0
+    place.query(
+        place.analytics,
+        f"alter table {RUNS} add session int;"
+        f"alter table {RUNS} alter session set default pg_backend_pid()",
+    )
+    for name in names:
+        place.query(place.core, f"insert into {name} values (0, now())")
+    place.query(place.core, "alter table item_02 alter id type text")
+    done = place.run("exporter", "load")
+    assert done.returncode == 1
+    assert "item_02: column id was integer" in done.stderr
+    sessions = place.query(
+        place.analytics,
+        f"select session from {RUNS} where session is not null and status = 'ok' order by key",
+    )
+    first, second, fourth, *others = (session for (session,) in sessions)
+    assert first == second
+    assert second != fourth  # of what has failed nothing is used again
+    assert others == [fourth] * 16
+    for name in set(names) - {"item_02"}:
+        compare(place, f"public.{name}", f"analytics_raw.{name}")
+
+
+def test_a_lock_is_held_no_longer_than_its_load(place: Workplace) -> None:
+    _items(place, 2)
+    with psycopg.connect(place.core) as other:
+        other.execute("lock table item_01 in access exclusive mode")
+        both = _start(place)
+        done = f"select 1 from {RUNS} where key = 'item_00' and status = 'ok'"
+        while not place.query(place.analytics, f"select to_regclass('{RUNS}')")[0][0]:
+            time.sleep(0.02)
+        while not place.query(place.analytics, done):
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert place.load("item_00")["status"] == "ok"
+        other.rollback()
+    both.communicate(timeout=60)
+    assert both.returncode == 0
+
+
+def test_a_kept_session_that_has_ended_is_not_used(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL_CORE", place.core)
+    monkeypatch.setenv("DATABASE_URL_ANALYTICS", place.analytics)
+    with Sessions() as sessions:
+        with sessions.pair() as (destination, source):
+            first = source.info.backend_pid
+        place.query(place.core, f"select pg_terminate_backend({first})")
+        with sessions.pair() as (destination, source):
+            assert source.execute("select pg_backend_pid()").fetchone() != (first,)
+            second = destination.info.backend_pid
+        with sessions.pair() as (destination, source):
+            assert destination.info.backend_pid == second
 
 
 def test_a_failure_leaves_the_others_alone(place: Workplace) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exporter.connection import Sessions
 from exporter.console import Console
 from exporter.definition import Definition, parse
 from exporter.load import load
@@ -54,7 +55,9 @@ _SILENT = Console(level="error")
 
 
 def _killed_load(definition: Definition, after: float) -> None:
-    process = multiprocessing.get_context("fork").Process(target=load, args=(definition, _SILENT))
+    process = multiprocessing.get_context("fork").Process(
+        target=load, args=(definition, _SILENT, Sessions())
+    )
     process.start()
     time.sleep(after)
     process.kill()
@@ -62,11 +65,12 @@ def _killed_load(definition: Definition, after: float) -> None:
 
 
 def _load(definition: Definition) -> None:
-    for _ in range(100):
-        result = load(definition, _SILENT)
-        if result.status != "locked":  # by a killed one that the server still sees
-            break
-        time.sleep(0.02)
+    with Sessions() as sessions:
+        for _ in range(100):
+            result = load(definition, _SILENT, sessions)
+            if result.status != "locked":  # by a killed one that the server still sees
+                break
+            time.sleep(0.02)
     assert result.error is None, str(result.error)
 
 

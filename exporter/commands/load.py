@@ -203,10 +203,13 @@ def _results(
 
         yield from side_by_side(chosen, load, console, jobs, most, scheduler)
         return
-    for definition in chosen:
-        yield (result := load(definition, console))
-        if isinstance(result.error, StoppedError):
-            break
+    from exporter.connection import Sessions  # noqa: PLC0415
+
+    with Sessions() as sessions:
+        for definition in chosen:
+            yield (result := load(definition, console, sessions))
+            if isinstance(result.error, StoppedError):
+                break
 
 
 def _batch_size() -> int | None:

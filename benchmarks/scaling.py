@@ -1,4 +1,4 @@
-"""Several at once: threads, a Dask cluster's workers, and a model of what more of them would do."""
+"""Several at once: threads, and a Dask cluster's workers beside the model of them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import psycopg
 
 from benchmarks.contestants import ROOT, Place
+from benchmarks.distance import further_away
+from benchmarks.model import SITES, Model, Run
 from benchmarks.place import SETTINGS, about, fill_source, rotated, sql, write_section
 from exporter.demo import create_databases
 from exporter.embedded import Server, running_server
 
 SMALL = 20  # definitions
 SIZES = (5_000, 20_000)  # rows of each
+LATE = 0.001  # seconds that a message takes where the servers are further away
 _DEFINITION = """
       - name: {name}
         config:
@@ -35,84 +37,6 @@ _DEFINITION = """
               conflict_columns: [id]
 """
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A first load: its seconds; those of its ranges, and the CPU seconds that they took."""
-
-    seconds: float
-    copied: float
-    source: float
-    destination: float
-    loaders: float
-    client: float
-    size: int
-    ranges: int
-
-
-# -- the model
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a byte and a range cost, from a run of one worker."""
-
-    alone: float  # bytes a second of one worker while the others have nothing to do
-    source: float  # CPU seconds a byte
-    destination: float
-    loader: float
-    client: float  # CPU seconds a range
-    commit: float  # seconds a range, one after the other
-    size: float  # bytes of a range
-
-    @classmethod
-    def of(cls, run: Run, commit: float) -> Model:
-        return cls(
-            run.size / run.copied,
-            run.source / run.size,
-            run.destination / run.size,
-            run.loaders / run.size,
-            run.client / run.ranges,
-            commit,
-            run.size / run.ranges,
-        )
-
-    def shared(self, workers: int, cores: int) -> float:
-        """Bytes a second where all parts share these cores."""
-        work = self.source + self.destination + self.loader + self.client / self.size
-        return min(workers * self.alone, cores / work)
-
-    def apart(self, workers: int, site: Site) -> dict[str, float]:
-        """Bytes a second that each part can do; the smallest is what is to be had."""
-        return {
-            "the workers": workers * self.alone,
-            "source, CPU": site.cores / self.source,
-            "source, network": site.network,
-            "destination, CPU": site.cores / self.destination,
-            "destination, disk": site.disk / 2,  # pages and WAL
-            "commits in order": self.size / self.commit,
-            "client": self.size / self.client,
-        }
-
-
-@dataclass(frozen=True)
-class Site:
-    """Each database's machine."""
-
-    name: str
-    cores: int
-    network: float  # bytes a second
-    disk: float  # bytes a second, written
-
-
-SITES = (
-    Site("8 cores, 10 Gbit/s, 1 GB/s of disk", 8, 1.1e9, 1e9),
-    Site("64 cores, 25 Gbit/s, 4 GB/s of disk", 64, 2.8e9, 4e9),
-)
-
-
-# -- the runs
 
 
 @click.command()
@@ -128,6 +52,7 @@ def main(rows: int, cluster_rows: int, rounds: int, save: bool) -> None:
         text += _threads(place, rows, rounds)
         for size in SIZES:
             text += _definitions(place, size, rounds)
+            text += _far_definitions(place, size, rounds)
         fill_source(place, cluster_rows)
         text += _cluster(place, core, analytics, rounds)
     click.echo(text)
@@ -156,7 +81,19 @@ def _threads(place: Place, rows: int, rounds: int) -> str:
     )
 
 
-def _definitions(place: Place, rows: int, rounds: int) -> str:
+def _far_definitions(place: Place, rows: int, rounds: int) -> str:
+    with further_away(place.core, place.analytics, seconds=LATE) as (core, analytics):
+        count = 200
+        with psycopg.connect(core, autocommit=True) as connection:
+            begin = time.perf_counter()
+            for _ in range(count):
+                connection.execute("select")
+            trip = (time.perf_counter() - begin) / count
+        where = f", {trip * 1000:.1f} ms there and back"
+        return _definitions(Place(core, analytics, place.folder), rows, rounds, where)
+
+
+def _definitions(place: Place, rows: int, rounds: int, where: str = "") -> str:
     names = [f"small_{number}" for number in range(SMALL)]
     for name in names:
         sql(
@@ -178,7 +115,7 @@ def _definitions(place: Place, rows: int, rounds: int) -> str:
         for left, right in zip(_ratios(first, "-j {}"), _ratios(again, "-j {}"), strict=True)
     ]
     return _table(
-        f"**{SMALL} definitions of {rows:,} rows**",
+        f"**{SMALL} definitions of {rows:,} rows{where}**",
         ["", "first load, s", "to -j 1", "nothing new, s", "to -j 1"],
         lines,
     )

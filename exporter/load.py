@@ -39,7 +39,9 @@ def load(
     command: str = "load",
     crew: Crew | None = None,
 ) -> Result:
-    """Land what is new of one definition. Never raises ExporterError: the result carries it.
+    """Land what is new of one definition, on sessions that the next load may use again.
+
+    Never raises ExporterError: the result carries it.
 
     A KeyboardInterrupt ends it in order, and is carried as ``StoppedError``.
 

@@ -52,7 +52,6 @@ def main(rows: int, cluster_rows: int, rounds: int, save: bool) -> None:
         text += _threads(place, rows, rounds)
         for size in SIZES:
             text += _definitions(place, size, rounds)
-            text += _far_definitions(place, size, rounds)
         fill_source(place, cluster_rows)
         text += _cluster(place, core, analytics, rounds)
     click.echo(text)
@@ -81,19 +80,7 @@ def _threads(place: Place, rows: int, rounds: int) -> str:
     )
 
 
-def _far_definitions(place: Place, rows: int, rounds: int) -> str:
-    with further_away(place.core, place.analytics, seconds=LATE) as (core, analytics):
-        count = 200
-        with psycopg.connect(core, autocommit=True) as connection:
-            begin = time.perf_counter()
-            for _ in range(count):
-                connection.execute("select")
-            trip = (time.perf_counter() - begin) / count
-        where = f", {trip * 1000:.1f} ms there and back"
-        return _definitions(Place(core, analytics, place.folder), rows, rounds, where)
-
-
-def _definitions(place: Place, rows: int, rounds: int, where: str = "") -> str:
+def _definitions(place: Place, rows: int, rounds: int) -> str:
     names = [f"small_{number}" for number in range(SMALL)]
     for name in names:
         sql(
@@ -103,6 +90,15 @@ def _definitions(place: Place, rows: int, rounds: int, where: str = "") -> str:
             f" from generate_series(1, {rows}) n on conflict do nothing; analyze {name}",
         )
     _project(place.folder, names, "at")
+    title = f"{SMALL} definitions of {rows:,} rows"
+    text = _overlap(place, rounds, f"**{title}**")
+    with further_away(place.core, place.analytics, seconds=LATE) as (core, analytics):
+        trip = _seconds_each(core, "select") * 1000
+        far = Place(core, analytics, place.folder)
+        return text + _overlap(far, rounds, f"**{title}, {trip:.1f} ms there and back**")
+
+
+def _overlap(place: Place, rounds: int, title: str) -> str:
     jobs = ("1", "2", "4", "8")
     first: dict[str, list[float]] = {one: [] for one in jobs}
     again: dict[str, list[float]] = {one: [] for one in jobs}
@@ -115,7 +111,7 @@ def _definitions(place: Place, rows: int, rounds: int, where: str = "") -> str:
         for left, right in zip(_ratios(first, "-j {}"), _ratios(again, "-j {}"), strict=True)
     ]
     return _table(
-        f"**{SMALL} definitions of {rows:,} rows{where}**",
+        title,
         ["", "first load, s", "to -j 1", "nothing new, s", "to -j 1"],
         lines,
     )
@@ -328,11 +324,15 @@ def _cpu(pid: int) -> float:
 def _commit(place: Place) -> float:
     """Seconds from one range's commit to the next one's: a row changed, on disk, and seen."""
     sql(place.analytics, "create table if not exists chain (n int); insert into chain values (0)")
-    count = 200
-    with psycopg.connect(place.analytics, autocommit=True) as connection:
-        begin = time.perf_counter()
-        for _ in range(count):
-            connection.execute("update chain set n = n + 1")
-        spent = (time.perf_counter() - begin) / count
+    spent = _seconds_each(place.analytics, "update chain set n = n + 1")
     sql(place.analytics, "drop table chain")
     return spent + 0.01  # half of the time between two looks of the one that waits
+
+
+def _seconds_each(url: str, statement: str) -> float:
+    count = 200
+    with psycopg.connect(url, autocommit=True) as connection:
+        begin = time.perf_counter()
+        for _ in range(count):
+            connection.execute(statement.encode())
+        return (time.perf_counter() - begin) / count

@@ -72,30 +72,41 @@ def main(
 def _measure(
     place: Place, chosen: list[Contestant], rows: int, rounds: int
 ) -> list[dict[str, object]]:
-    """Return the medians of ``rounds`` rounds, in which each contestant meets the same rows."""
+    """Return the medians of ``rounds`` rounds, in which each contestant meets the same rows.
+
+    First loads come one by one, the later phases with all tables in place.
+    """
     chosen = [one for one in chosen if rows <= one.largest]
     fill_source(place, rows)
     costs: dict[tuple[str, str], list[Cost]] = defaultdict(list)
+
+    def measure(one: Contestant, phase: str, number: int) -> None:
+        cost = _cost(place, one, phase)
+        if cost is not None:
+            costs[one.name, phase].append(cost)
+            click.echo(
+                f"{rows:>10,} rows, round {number + 1}, {phase}: {one.name} {cost.seconds:.2f} s",
+                err=True,
+            )
+
+    for number in range(rounds):
+        for one in rotated(chosen, number):
+            for each in chosen:  # tables of ten million rows would not all stay in memory
+                sql(place.analytics, each.clear)
+            measure(one, FIRST, number)
+            _same(place, [one])
+    for one in chosen:
+        sql(place.analytics, one.clear)
+        if one.again is not None and one.table:
+            _cost(place, one, FIRST)
+            sql(place.analytics, f"vacuum (analyze) {one.table}")  # else it would come in between
     for number in range(rounds):
         turn = rotated(chosen, number)
-        for one in turn:
-            sql(place.analytics, one.clear)
-        for phase in _phases(rows):
+        for phase in _later(rows):
             if phase in CHANGES:
                 _change(place, CHANGES[phase] or rows // 100, number)
             for one in turn:
-                command = one.command(phase)
-                if command is None:
-                    continue
-                sql(place.analytics, "checkpoint")
-                environment = _environment(place, one.name, fresh=phase == FIRST)
-                cost = cost_of(command(place), environment, place.analytics)
-                costs[one.name, phase].append(cost)
-                click.echo(
-                    f"{rows:>10,} rows, round {number + 1}, {phase}: {one.name}"
-                    f" {cost.seconds:.2f} s",
-                    err=True,
-                )
+                measure(one, phase, number)
         _same(place, turn)
     return [
         {"rows": rows, "contestant": name, "phase": phase, **_median(found)}
@@ -103,9 +114,20 @@ def _measure(
     ]
 
 
-def _phases(rows: int) -> list[str]:
+def _cost(place: Place, one: Contestant, phase: str) -> Cost | None:
+    """What a phase costs a contestant; None where it does not take part."""
+    command = one.command(phase)
+    if command is None:
+        return None
+    sql(place.analytics, "checkpoint")
+    environment = _environment(place, one.name, fresh=phase == FIRST)
+    return cost_of(command(place), environment, place.analytics)
+
+
+def _later(rows: int) -> list[str]:
+    """Return the phases after the first load."""
     changes = [name for name, fixed in CHANGES.items() if fixed is None or fixed < rows // 100]
-    return [FIRST, *changes, NOTHING_NEW]
+    return [*changes, NOTHING_NEW]
 
 
 def _change(place: Place, share: int, number: int) -> None:
@@ -159,7 +181,7 @@ def _table(results: list[dict[str, object]], rows: int) -> str:
         "| | | seconds | to exporter's | CPU, s | peak MB | WAL, MB |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for phase in _phases(rows):
+    for phase in (FIRST, *_later(rows)):
         of = {str(r["contestant"]): r for r in results if (r["rows"], r["phase"]) == (rows, phase)}
         for place, name in enumerate(sorted(of, key=lambda n: float(str(of[n]["seconds"])))):
             one = {key: float(str(of[name][key])) for key in ("seconds", "cpu", "memory", "wal")}

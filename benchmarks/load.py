@@ -91,7 +91,7 @@ def _measure(
 
     for number in range(rounds):
         for one in rotated(chosen, number):
-            for each in chosen:  # tables of ten million rows would not all stay in memory
+            for each in chosen:  # four of ten million rows are more than memory holds
                 sql(place.analytics, each.clear)
             measure(one, FIRST, number)
             _same(place, [one])

@@ -25,6 +25,7 @@ AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
 _SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks again
 _LONG = 1024  # bytes of a value that is no cursor and no key
 _GATHER = 0.0002  # seconds; the socket's own buffer holds what comes meanwhile
+_READS = 4  # after a small row: libpq's buffer grows, to 128 KB here, when asked again while full
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
@@ -81,11 +82,14 @@ def _one_batch(pgconn: abc.PGconn, binary: bool) -> Generator[Block, None, bool]
     rows: list[bytes] = []
     size = 0
     any_row = False
+    reads = _READS
     while True:
         length, data = next_row(1)
         if length == 0:
-            _wait_for_rows(pgconn)
+            _wait_for_rows(pgconn, reads)
+            reads = 1
             continue
+        reads = _READS if length <= BLOCK else 1
         if 0 < length <= BLOCK:
             rows.append(bytes(data))
             size += length
@@ -109,12 +113,15 @@ def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Generator[Block,
     rows: list[bytes] = []
     last = b""
     size = batch_rows = batch_size = 0
+    reads = _READS
     while True:
         length, data = pgconn.get_copy_data(1)
         if length == 0:
-            _wait_for_rows(pgconn)
+            _wait_for_rows(pgconn, reads)
+            reads = 1
             continue
         large = length > BLOCK
+        reads = 1 if large else _READS
         row = (_kept(data, binary) if large else bytes(data)) if length > 0 else b""
         full = batch_rows >= limit.rows or batch_size >= limit.size
         ends = length < 0 or (full and not (limit.tied and limit.tied(last, row)))
@@ -339,13 +346,15 @@ def _wait_readable(pgconn: abc.PGconn) -> None:
     pgconn.consume_input()
 
 
-def _wait_for_rows(pgconn: abc.PGconn) -> None:
+def _wait_for_rows(pgconn: abc.PGconn, reads: int) -> None:
     """Wait for a good many of them. A server sends 8 KB at a time: woken for each, both sides
     spend more on waking up than on rows.
+
+    ``reads`` is 1 amid a large row: asked again, libpq would take in the next one beside it.
     """
     select.select([pgconn.socket], [], [], _POLL)
     time.sleep(_GATHER)
-    for _ in range(4):  # libpq's buffer grows, to 128 KB here, when it is asked again while full
+    for _ in range(reads):
         pgconn.consume_input()
 
 

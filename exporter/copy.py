@@ -81,16 +81,13 @@ def _one_batch(pgconn: abc.PGconn, binary: bool) -> Generator[Block, None, bool]
     next_row = pgconn.get_copy_data
     rows: list[bytes] = []
     size = 0
-    any_row = False
-    reads = _READS
+    any_row = large = False
     while True:
         length, data = next_row(1)
         if length == 0:
-            _wait_for_rows(pgconn, reads)
-            reads = 1
-            continue
-        reads = _READS if length <= BLOCK else 1
-        if 0 < length <= BLOCK:
+            length, data = _awaited(pgconn, large)
+        large = length > BLOCK
+        if length > 0 and not large:
             rows.append(bytes(data))
             size += length
             if size < BLOCK:
@@ -98,7 +95,7 @@ def _one_batch(pgconn: abc.PGconn, binary: bool) -> Generator[Block, None, bool]
         if rows:
             yield _joined(rows)
             rows, size, any_row = [], 0, True
-        if length > BLOCK:
+        if large:
             # libpq's own copy is handed on, and forgotten before the next row is asked for.
             block, data = Block(data, 1, _kept(data, binary)), memoryview(b"")
             yield block
@@ -113,15 +110,12 @@ def _batches(pgconn: abc.PGconn, binary: bool, limit: Limit) -> Generator[Block,
     rows: list[bytes] = []
     last = b""
     size = batch_rows = batch_size = 0
-    reads = _READS
+    large = False
     while True:
         length, data = pgconn.get_copy_data(1)
         if length == 0:
-            _wait_for_rows(pgconn, reads)
-            reads = 1
-            continue
+            length, data = _awaited(pgconn, large)
         large = length > BLOCK
-        reads = 1 if large else _READS
         row = (_kept(data, binary) if large else bytes(data)) if length > 0 else b""
         full = batch_rows >= limit.rows or batch_size >= limit.size
         ends = length < 0 or (full and not (limit.tied and limit.tied(last, row)))
@@ -346,16 +340,23 @@ def _wait_readable(pgconn: abc.PGconn) -> None:
     pgconn.consume_input()
 
 
-def _wait_for_rows(pgconn: abc.PGconn, reads: int) -> None:
-    """Wait for a good many of them. A server sends 8 KB at a time: woken for each, both sides
-    spend more on waking up than on rows.
+def _awaited(pgconn: abc.PGconn, large: bool) -> tuple[int, memoryview]:
+    """Wait for a good many rows; return the next, as libpq does. A server sends 8 KB at a time:
+    woken for each, both sides spend more on waking up than on rows.
 
-    ``reads`` is 1 amid a large row: asked again, libpq would take in the next one beside it.
+    ``large``: the row before was. Amid large ones libpq is asked once at a time: asked again, it
+    would take in the next one beside it.
     """
-    select.select([pgconn.socket], [], [], _POLL)
-    time.sleep(_GATHER)
-    for _ in range(reads):
-        pgconn.consume_input()
+    reads = 1 if large else _READS
+    while True:
+        select.select([pgconn.socket], [], [], _POLL)
+        time.sleep(_GATHER)
+        for _ in range(reads):
+            pgconn.consume_input()
+        length, data = pgconn.get_copy_data(1)
+        if length:
+            return length, data
+        reads = 1
 
 
 def _flush(pgconn: abc.PGconn) -> None:

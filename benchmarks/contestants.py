@@ -66,11 +66,16 @@ class Contestant:
     again: Command | None
     largest: int  # rows
 
+    @property
+    def follows(self) -> bool:
+        """Whether its table follows the changes of the source."""
+        return self.again is not None and bool(self.table)
+
     def command(self, phase: str) -> Command | None:
         """What it runs in a phase: one that lands nothing takes part where nothing is new."""
         if phase == FIRST:
             return self.first
-        return self.again if self.table or phase == NOTHING_NEW else None
+        return self.again if self.follows or phase == NOTHING_NEW else None
 
 
 def _psql(url: str, *statements: str) -> list[str]:

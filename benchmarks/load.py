@@ -77,6 +77,7 @@ def _measure(
     First loads come one by one, the later phases with all tables in place.
     """
     chosen = [one for one in chosen if rows <= one.largest]
+    followers = [one for one in chosen if one.follows]
     fill_source(place, rows)
     costs: dict[tuple[str, str], list[Cost]] = defaultdict(list)
 
@@ -91,15 +92,14 @@ def _measure(
 
     for number in range(rounds):
         for one in rotated(chosen, number):
-            for each in chosen:  # four of ten million rows are more than memory holds
-                sql(place.analytics, each.clear)
+            _clear(place, chosen)  # four tables of ten million rows are more than memory holds
             measure(one, FIRST, number)
-            _same(place, [one])
-    for one in chosen:
-        sql(place.analytics, one.clear)
-        if one.again is not None and one.table:
-            _cost(place, one, FIRST)
-            sql(place.analytics, f"vacuum (analyze) {one.table}")  # else it would come in between
+            if one.follows:
+                _same(place, [one])
+    _clear(place, chosen)
+    for one in followers:
+        _cost(place, one, FIRST)
+        sql(place.analytics, f"vacuum (analyze) {one.table}")  # else it would come in between
     for number in range(rounds):
         turn = rotated(chosen, number)
         for phase in _later(rows):
@@ -107,11 +107,16 @@ def _measure(
                 _change(place, CHANGES[phase] or rows // 100, number)
             for one in turn:
                 measure(one, phase, number)
-        _same(place, turn)
+        _same(place, followers)
     return [
         {"rows": rows, "contestant": name, "phase": phase, **_median(found)}
         for (name, phase), found in costs.items()
     ]
+
+
+def _clear(place: Place, chosen: list[Contestant]) -> None:
+    for one in chosen:
+        sql(place.analytics, one.clear)
 
 
 def _cost(place: Place, one: Contestant, phase: str) -> Cost | None:
@@ -157,15 +162,14 @@ def _environment(place: Place, name: str, *, fresh: bool) -> dict[str, str]:
     }
 
 
-def _same(place: Place, chosen: list[Contestant]) -> None:
-    """Assert that everybody who can follow changes landed every row of the source."""
+def _same(place: Place, followers: list[Contestant]) -> None:
+    """Assert that these landed every row of the source, as it is now."""
     statement = "select count(*), max(updated_at)::text, count(*) filter (where status {}) from {}"
     wanted = sql(place.core, statement.format("= 'VALIDATED'", '"StatEvent"'))
-    for one in chosen:
-        if one.again is not None and one.table:
-            found = sql(place.analytics, statement.format("= 'VALIDATED'", one.table))
-            assert found[0][0] == wanted[0][0], (one.name, found, wanted)
-            assert found[0][2] == wanted[0][2], (one.name, found, wanted)
+    for one in followers:
+        found = sql(place.analytics, statement.format("= 'VALIDATED'", one.table))
+        assert found[0][0] == wanted[0][0], (one.name, found, wanted)
+        assert found[0][2] == wanted[0][2], (one.name, found, wanted)
 
 
 def _median(costs: list[Cost]) -> dict[str, float]:

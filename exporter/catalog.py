@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import psycopg
@@ -15,8 +14,7 @@ from exporter.definition import Definition
 from exporter.errors import SourceError, nearest
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of the source.
 
     ``base`` is what its type is made of, such as a domain's base, in the source's words;
@@ -42,8 +40,7 @@ class Column:
         return name if self.type == wanted else sql.SQL("{}::{}").format(name, sql.SQL(wanted))
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of the source, as it stands in the transaction that reads it."""
 
     oid: int
@@ -275,7 +272,7 @@ def _computed(
     names, types, typmods = (list(values) for values in zip(*found, strict=True))
     values = {"oid": 0, "names": names, "types": types, "typmods": typmods}
     return tuple(
-        replace(column, expression=definition.expressions[column.name])
+        column._replace(expression=definition.expressions[column.name])
         for column in _columns(source, destination, values)
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -32,8 +31,7 @@ _OLDEST = 130000  # the first version of PostgreSQL that the tests run on
 _APART = 5.0  # seconds; clocks that NTP sets are never this far apart
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A line. ``status`` is ok, warn or fail; ``fix`` what to type where it is not ok."""
 
     status: str
@@ -44,7 +42,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
-        return asdict(self)
+        return self._asdict()
 
 
 def look(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:

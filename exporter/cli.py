@@ -6,9 +6,8 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -96,8 +95,7 @@ def main() -> None:
     """PostgreSQL to PostgreSQL, incrementally, for teams that standardize on dbt."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What the options that all commands share ask for."""
 
     project_dir: Path

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -54,8 +55,7 @@ class Sums:
         )
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A row that is not the same on both sides, by its key. ``columns`` are those that differ."""
 
     kind: str

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg import errors, sql
 from psycopg.pq import ExecStatus, abc
@@ -29,8 +29,7 @@ _READS = 4  # after a small row: libpq's buffer grows, to 128 KB here, when aske
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Some rows in COPY's format. ``last`` is the last row of them; a large one lacks its values.
 
     A large row is alone in its block, as a view of libpq's memory.
@@ -48,8 +47,7 @@ class Stopped(Exception):  # noqa: N818  a signal between two threads, no error
 END_OF_BATCH = Block(b"", 0, b"")
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """Where a batch ends: after so many rows or bytes, though never between two tied rows."""
 
     rows: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -66,8 +65,7 @@ KEYS = {
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
-@dataclass(frozen=True)
-class Freshness:
+class Freshness(NamedTuple):
     """What dbt's ``freshness`` of a source says of the age of its newest row."""
 
     warn_after: timedelta | None
@@ -80,8 +78,7 @@ class Freshness:
         return "warn" if self.warn_after is not None and age > self.warn_after else "pass"
 
 
-@dataclass(frozen=True)
-class Definition:
+class Definition(NamedTuple):
     """One table to land. ``where`` is ``file:line`` of its declaration."""
 
     key: str

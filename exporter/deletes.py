@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 from psycopg import sql
 
@@ -83,7 +82,7 @@ def next_stamp(load: Load) -> str:
 def store(load: Load, stamp: str) -> None:
     """Record what was done with that stamp, in its transaction."""
     stored = state.read(load.destination, load.definition.key)
-    load.transfer.store(replace(stored, exported_at=stamp), "ok")
+    load.transfer.store(stored._replace(exported_at=stamp), "ok")
 
 
 def not_yet(both: Comparison, horizon: Horizon) -> sql.Composable:

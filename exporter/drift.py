@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -19,8 +19,7 @@ _SIZED |= {
 }
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A statement that brings a column of raw nearer to its source, and what to tell of it."""
 
     statement: sql.Composed
@@ -28,8 +27,7 @@ class Change:
     column: str
 
 
-@dataclass(frozen=True)
-class Drift:
+class Drift(NamedTuple):
     """``changes`` are for raw; ``gone`` the columns that the source lost and raw keeps, as NULL.
 
     ``remembered`` is what the next load compares with: column → type, None for one that is gone.

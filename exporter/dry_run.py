@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -21,8 +21,7 @@ from exporter.state import State
 from exporter.transfer import STAGED, select
 
 
-@dataclass(frozen=True)
-class Rehearsal:
+class Rehearsal(NamedTuple):
     """What a load would do now. Statements are given as they would run."""
 
     definition: Definition
@@ -128,8 +127,7 @@ def _ignore(rows: int, size: int, total: float | None) -> None:
     """No row is read, so there is no progress."""
 
 
-@dataclass(frozen=True)
-class _Way:
+class _Way(NamedTuple):
     path: str
     how: str
     source: list[sql.Composable]
@@ -172,7 +170,7 @@ def _way(load: Load, full_refresh: bool, span: window.Span | None) -> _Way:
         late = [select(raw, window.changed_since(since))] if since else []
         landed = [landing.copy_statement(raw)] if plan.direct else staged
         queries = [plan.first_query, *late]
-        return _Way("first load", plan.way, queries, landed, plan.count, _known(load))
+        return _Way("first load", plan.way, queries, landed, plan.total, _known(load))
     if full_refresh:
         query = select(raw, window.held_back(load.view))
         landed = landing.replacements(raw, stamp, order)

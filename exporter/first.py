@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporter import fence, ranges, raw_table, window
@@ -69,23 +68,22 @@ def land_first(load: Load) -> State:
     with load.destination.transaction():  # has no row yet: need not be on disk
         load.destination.execute("set local synchronous_commit = off")
         transfer.store(current, "running")
-    first = replace(
-        first,
+    first = first._replace(
         run_id=load.result.run_id or 0,
         snapshot=_exported(load.source) if crew.shares else None,
     )
-    transfer.tell(first.first_query, first.count)
+    transfer.tell(first.first_query, first.total)
     tally = ranges.Tally(first, table.rows, load.result, load.progress)
     crew.land(first, load.source, load.destination, tally)
     if crew.shares:
         fence.end_sessions(load.destination, load.definition)  # of attempts that others overtook
         take_counts(load.destination, load.result)
     raw_table.ensure_key(load.destination, raw)
-    current = replace(current, next_block=first.last)
+    current = current._replace(next_block=first.last)
     if same and load.view.xmin_since:
         changed = select(raw, window.changed_since(load.view.xmin_since))
         transfer.land(changed, lambda _: current)
-    return replace(current, file=None, next_block=None, run=None, cursor=load.top())
+    return current._replace(file=None, next_block=None, run=None, cursor=load.top())
 
 
 def _exported(source: Connection) -> str:

@@ -128,7 +128,7 @@ class Staging:
     def _key_of(self, row: bytes) -> str:
         names = self._raw.definition.conflict_columns or [self._raw.stream[0].name]
         columns = [column for column in self._raw.stream if column.name in names]
-        return ", ".join(f"{c.name}={field(row, self._raw.index(c))}" for c in columns)
+        return ", ".join(f"{c.name}={field(row, self._raw.place(c))}" for c in columns)
 
     def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
         found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")

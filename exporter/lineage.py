@@ -8,9 +8,8 @@ definition reads becomes a source of its own, with its columns, and the parent o
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from exporter import catalog
 from exporter.connection import Connection, connect
@@ -27,8 +26,7 @@ where d.classoid = 'pg_class'::regclass and d.objoid = %s
 """
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """A table of the source, as dbt docs is to show it."""
 
     definition: Definition

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -289,7 +288,7 @@ class Load:
         self._prefer_index()
         self.transfer.land(self.span_query(span), lambda _: current)
         stamp = self.transfer.stamp_of(self.result.totals.batches)
-        self.transfer.store(replace(current, exported_at=stamp), "ok")
+        self.transfer.store(current._replace(exported_at=stamp), "ok")
 
     def span_query(self, span: window.Span) -> sql.Composable:
         """Return the query for the rows of a backfill. Raises UsageError."""
@@ -343,13 +342,12 @@ class Load:
 
         def progress(last: bytes) -> State:
             nonlocal current
-            value = field(last, raw.index(view.cursor))
+            value = field(last, raw.place(view.cursor))
             if value is None:
                 return current
-            end = Position(value, field(last, raw.index(view.id)) if view.id else None)
+            end = Position(value, field(last, raw.place(view.id)) if view.id else None)
             if field(last, -1) == "t":
-                current = replace(
-                    current,
+                current = current._replace(
                     cursor=end,
                     snapshot_xmin=self.snapshot.xmin,
                     source=self.horizon.identity,
@@ -373,8 +371,7 @@ class Load:
     def _finished(self, current: State) -> State:
         """Everything that the snapshot shows has landed: return how far it reached."""
         view, batches = self.view, self.result.totals.batches
-        final = replace(
-            current,
+        final = current._replace(
             snapshot_xmin=self.snapshot.xmin,
             horizon=self.horizon.oldest_open,
             source=self.horizon.identity,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -27,8 +26,7 @@ _TAKEN = {"_exporter_state", "_exporter_runs", MIGRATIONS.partition(".")[2]}
 Ask = Callable[[str, Sequence[str], str], str]
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What the command line says already."""
 
     key: str | None = None
@@ -39,8 +37,7 @@ class Wishes:
     append: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How a table is to be landed. ``limits`` are what a person should know of it."""
 
     relation: Relation

@@ -7,8 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import psycopg
 from psycopg import sql
@@ -27,8 +26,7 @@ from exporter.transfer import STAGED, Passed, next_batch, select
 BLOCKS = 2048  # of a range: 16 MB of the source's pages
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Blocks of the source's table, the end excluded. What is landed in one transaction."""
 
     number: int
@@ -36,8 +34,7 @@ class Range:
     end: int
 
 
-@dataclass(frozen=True)
-class Landed:
+class Landed(NamedTuple):
     """What a range came to; nothing where an earlier attempt had landed it already."""
 
     part: Range
@@ -46,8 +43,7 @@ class Landed:
     size: int = 0
 
 
-@dataclass(frozen=True)
-class FirstLoad:
+class FirstLoad(NamedTuple):
     """All that who lands its ranges has to know, here or on another machine. Holds no secret."""
 
     definition: Definition
@@ -74,14 +70,14 @@ class FirstLoad:
         return f"from block {self.begin:,} of {self.end:,}, {how}"
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """The number of ranges."""
         return len(range(self.begin, self.end, self.step))
 
     @property
     def last(self) -> int:
         """The block to go on from when all of it has landed."""
-        return self.begin + self.count * self.step
+        return self.begin + self.total * self.step
 
     @property
     def first_query(self) -> sql.Composable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -23,8 +23,7 @@ _MOMENT = "timestamp with time zone"
 _FILL = 90  # percent: a changed row finds room in its page, and the key's index stays as it is
 
 
-@dataclass(frozen=True)
-class Raw:
+class Raw(NamedTuple):
     """The raw table of a definition. ``stream`` is what is read: its columns and hidden ones."""
 
     definition: Definition
@@ -46,13 +45,12 @@ class Raw:
         """The columns of ON CONFLICT; none in append mode."""
         return [sql.Identifier(name) for name in self.definition.conflict_columns]
 
-    def index(self, column: Column) -> int:
+    def place(self, column: Column) -> int:
         """Return a column's place in the stream."""
         return [one.name for one in self.stream].index(column.name)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What is to be done for the raw table to take the source's rows, and what it is then."""
 
     raw: Raw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 
@@ -45,8 +45,7 @@ _CHAR_IN_ESCAPES = 150000  # a "char" beyond ASCII is \377 in text; an older ser
 _FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A type as the source's catalog has it, taken apart: a domain to its base, an array too."""
 
     base: str  # the source's words for it

@@ -7,7 +7,7 @@ the same value gives the same hash on every server, whatever its version, collat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -22,8 +22,7 @@ TRUE, FALSE = sql.SQL("true"), sql.SQL("false")
 COMMA = sql.SQL(", ")
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A column of one side. ``stored`` is what an index has, ``value`` what raw has of it."""
 
     name: str
@@ -33,8 +32,7 @@ class Value:
     text: sql.Composable
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The rows of one server. ``keys`` name a row, ``columns`` have to be the same in it."""
 
     table: sql.Composable
@@ -88,8 +86,7 @@ class Side:
         return query
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The two sides. ``missing`` are columns that raw does not have yet."""
 
     definition: Definition

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -62,8 +62,7 @@ comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
 """
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A place in the order of a read: PostgreSQL's own text of the cursor and of the id."""
 
     value: str
@@ -78,8 +77,7 @@ def as_dict(position: Position | None) -> dict[str, str | None] | None:
     return {"value": position.value, "id": position.id} if position else None
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What is remembered of a definition.
 
     ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
@@ -101,7 +99,7 @@ class State:
 
 
 _POSITIONS = ("cursor", "watermark")
-_PLAIN = [one.name for one in fields(State) if one.name not in _POSITIONS]
+_PLAIN = [name for name in State._fields if name not in _POSITIONS]
 _COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
 
 
@@ -255,7 +253,7 @@ def advanced(
     row = destination.execute(
         sql.SQL("select %s::{kind} <= %s::{kind}").format(kind=sql.SQL(kind)), (end.value, safe)
     ).fetchone()
-    return replace(state, watermark=end if row and row[0] else Position(safe))
+    return state._replace(watermark=end if row and row[0] else Position(safe))
 
 
 def later(stamp: str, batches: int) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -59,8 +58,7 @@ _TOLD = (
 )
 
 
-@dataclass(frozen=True)
-class Behind:
+class Behind(NamedTuple):
     """What of the source has not landed. ``seconds`` are None where no index tells them."""
 
     rows: int
@@ -68,8 +66,7 @@ class Behind:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """How a definition stands.
 
     ``ended`` is the last run's: never, running, ok, failed, interrupted or died.
@@ -100,7 +97,7 @@ class Status:
             "table": f"{self.definition.schema}.{self.definition.table}",
             **_told(self.run or {}, self.ended),
             "cursor": state.as_dict(cursor),
-            "behind": asdict(behind) if behind else None,
+            "behind": behind._asdict() if behind else None,
             "freshness": self.freshness,
             "landed_at": self.landed_at,
             "holder": self.holder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -53,8 +53,7 @@ _CREATED = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """What the catalog tells of a column beside its type."""
 
     comment: str | None
@@ -63,8 +62,7 @@ class Fact:
     labels: tuple[str, ...]  # of an enum
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(NamedTuple):
     """A table or view of the source. ``comment`` is the database's own on it."""
 
     oid: int
@@ -87,8 +85,7 @@ class Relation:
         return keys[0] if keys else ()
 
 
-@dataclass(frozen=True)
-class Cursors:
+class Cursors(NamedTuple):
     """The columns that may serve as the cursor. ``sure``: the first is what anybody would take."""
 
     names: tuple[str, ...]

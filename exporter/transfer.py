@@ -75,7 +75,7 @@ class Transfer:
                     rows, size, last = staging.fill(batch, number)
                     written = staging.apply(stamp, number, self.order, onward=onward)
                     totals.add(rows, written, size)
-                    self.store(replace(progress(last), exported_at=stamp), "running")
+                    self.store(progress(last)._replace(exported_at=stamp), "running")
         finally:
             ahead.stop(self.source)
 
@@ -139,7 +139,7 @@ class Transfer:
         rows = self.definition.batch_rows
         if self.view.id is not None:
             return Limit(rows, BATCH_SIZE)
-        place = self.raw.index(self.view.cursor)
+        place = self.raw.place(self.view.cursor)
         # Without a tie-breaker a position inside a tie would lose the rest of it.
         return Limit(rows, BATCH_SIZE, lambda a, b: field(a, place) == field(b, place))
 

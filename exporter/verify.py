@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import psycopg
 
@@ -206,7 +206,7 @@ def _look_closer(
             snapshot = window.take_snapshot(source, stored, horizon)
             view = window.decide(source, definition, both.table, stored, horizon, snapshot)
             flight = window.condition(
-                replace(view, upper=None), stored.cursor, stored.watermark, definition.nulls
+                view._replace(upper=None), stored.cursor, stored.watermark, definition.nulls
             )
             young = deletes.not_yet(both, horizon)
             verdict.counts = compare.narrow(

@@ -9,8 +9,8 @@ are looked at again, and PostgreSQL's ``xmin`` tells which of them can be new.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -28,8 +28,7 @@ _MARGIN = timedelta(milliseconds=100)
 _XID_TRUST = 1_000_000_000  # half of the distance at which age() of a transaction id turns over
 
 
-@dataclass(frozen=True)
-class Horizon:
+class Horizon(NamedTuple):
     """What the source's other sessions can still commit behind. Times are ISO text, UTC."""
 
     clock: str
@@ -41,16 +40,14 @@ class Horizon:
     top_at: str | None = None
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The transaction that reads."""
 
     xmin: str
     xid_usable: bool  # the stored xmin still tells new from old
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """One read of the source. ``safe`` is the last value that no open transaction can precede."""
 
     cursor: Column
@@ -62,8 +59,7 @@ class Window:
     pending: tuple[str, str] | None  # to be stored: an integer seen, and when
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Cursor values of a backfill, as they were typed: from ``since`` to before ``until``."""
 
     since: str | None

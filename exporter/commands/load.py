@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,7 +149,7 @@ def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Defini
                 hint="give it conflict_columns, or run with --full-refresh",
             )
     rows = _batch_size()
-    return [replace(one, batch_rows=rows) for one in chosen] if rows else chosen
+    return [one._replace(batch_rows=rows) for one in chosen] if rows else chosen
 
 
 def _rehearse(

@@ -19,6 +19,12 @@ _STAGING = sql.Identifier("_exporter_staging")
 _ORDINAL = sql.Identifier("_exporter_row")
 _PAST = sql.Identifier(PAST.name)
 _COMMA = sql.SQL(", ")
+_BEFORE_SHARDS = "savepoint staged"  # on an error staging stays
+# The key's index has to be visited for every row in any case.
+_BEFORE = (
+    f"{_BEFORE_SHARDS}; set local enable_hashjoin = off; set local enable_mergejoin = off;"
+    " set local enable_seqscan = off"
+)
 
 
 def copy_direct(destination: Connection, raw: Raw, blocks: Iterable[Block]) -> tuple[int, int]:
@@ -111,18 +117,15 @@ class Staging:
 
     def apply(self, stamp: str, batch: int, order: Iterable[Column], *, onward: bool) -> int:
         """Insert the staged rows, or replace what differs; return the rows written."""
+        destination = self._destination
+        destination.execute(_BEFORE_SHARDS if self._raw.in_shards else _BEFORE)
         try:
-            with self._destination.transaction():  # a savepoint: on an error staging stays
-                if not self._raw.in_shards:
-                    self._destination.execute(
-                        "set local enable_hashjoin = off; set local enable_mergejoin = off;"
-                        " set local enable_seqscan = off"
-                    )  # the key's index has to be visited for every row in any case
-                return sum(
-                    self._destination.execute(one).rowcount
-                    for one in statements(self._raw, stamp, order, onward=onward, late=self._late)
-                )
+            return sum(
+                destination.execute(one).rowcount
+                for one in statements(self._raw, stamp, order, onward=onward, late=self._late)
+            )
         except (psycopg.DataError, psycopg.IntegrityError) as error:
+            destination.execute("rollback to staged")
             raise self._apply_error(error, batch) from None
 
     def _key_of(self, row: bytes) -> str:

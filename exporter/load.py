@@ -104,18 +104,13 @@ def reading(source: Connection, definition: Definition) -> Iterator[None]:
     Raises SourceError.
     """
     table = definition.source
-    source.execute("begin isolation level repeatable read read only")
+    begin = sql.SQL("begin isolation level repeatable read read only")
     try:
         # Locked before the snapshot is taken: a table that is rewritten between the two looks
         # empty to the snapshot, and the watermark would pass its rows.
-        with (
-            contextlib.suppress(psycopg.errors.WrongObjectType),
-            source.transaction(),
-        ):
-            source.execute(sql.SQL("lock table {} in access share mode").format(table))
-    except psycopg.errors.UndefinedTable:
-        source.execute("rollback")
-        source.execute("begin isolation level repeatable read read only")
+        source.execute(begin + sql.SQL("; lock table {} in access share mode").format(table))
+    except (psycopg.errors.UndefinedTable, psycopg.errors.WrongObjectType):
+        source.execute(sql.SQL("rollback; ") + begin)
     except psycopg.errors.InsufficientPrivilege as error:
         raise SourceError(
             f"{definition.where}: {first_line(error)}",
@@ -182,7 +177,9 @@ class Load:
                 self._replace(table)
             else:
                 current = self._first() if first else self._increment(table)
-                self.transfer.store(self._finished(current), "ok")
+                final = self._finished(current)
+                with self.destination.transaction():
+                    self.transfer.store(final, "ok")
             if after:
                 after(self)
 
@@ -288,7 +285,8 @@ class Load:
         self._prefer_index()
         self.transfer.land(self.span_query(span), lambda _: current)
         stamp = self.transfer.stamp_of(self.result.totals.batches)
-        self.transfer.store(current._replace(exported_at=stamp), "ok")
+        with self.destination.transaction():
+            self.transfer.store(current._replace(exported_at=stamp), "ok")
 
     def span_query(self, span: window.Span) -> sql.Composable:
         """Return the query for the rows of a backfill. Raises UsageError."""

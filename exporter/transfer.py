@@ -125,11 +125,10 @@ class Transfer:
             raise
 
     def store(self, now: State, status: str) -> None:
-        """Write the position and the run's row, in the caller's transaction if there is one."""
-        with self.destination.transaction():
-            state.write(self.destination, self.definition.key, now)
-            self.result.cursor = now.cursor or self.result.cursor
-            record(self.destination, self.result, status)
+        """Write the position and the run's row, in the caller's transaction."""
+        state.write(self.destination, self.definition.key, now)
+        self.result.cursor = now.cursor or self.result.cursor
+        record(self.destination, self.result, status)
 
     def stamp_of(self, batch: int) -> str:
         """Return a batch's ``_exported_at``."""

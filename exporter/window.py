@@ -66,8 +66,18 @@ class Span(NamedTuple):
     until: str | None
 
 
-# One statement: prepared transactions are looked at after the open sessions, so that a
-# transaction between the two states is in one of them at least.
+# Whether the cursor is an integer, and whether this role may ask which server it is.
+_ASKED = """
+select exists (
+    select from pg_attribute a join pg_class c on c.oid = a.attrelid
+        join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = %s and c.relname = %s and a.attname = %s and not a.attisdropped
+        and a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
+), has_function_privilege('pg_control_system()', 'execute')
+    and has_function_privilege('pg_control_checkpoint()', 'execute')
+"""
+# Asked before the prepared transactions are looked at: one that is between the two states is in one
+# of them at least.
 _OPEN = """
 with open as materialized (
     select min(xact_start) as oldest, count(*) filter (
@@ -85,6 +95,9 @@ select clock_timestamp()::text,
 from open
 """
 _PREPARED = "select exists (select from pg_prepared_xacts where database = current_database())"
+_DATABASE = (
+    "select format('%s/%s', oid, datname) from pg_database where datname = current_database()"
+)
 _IDENTITY = (
     "select format('%s/%s/%s', c.system_identifier, k.timeline_id, d.oid) from"
     " pg_control_system() c, pg_control_checkpoint() k, pg_database d"
@@ -137,29 +150,26 @@ def _base(column: Column) -> str:
 
 def observe(source: Connection, definition: Definition, state: State) -> Horizon:
     """Look at what is open on the source. Must run before the snapshot is taken."""
-    top, top_at = _top(source, definition)
+    asked = source.execute(
+        _ASKED, (definition.source_schema, definition.source_table, definition.cursor)
+    ).fetchone()
+    assert asked is not None
+    number, controls = asked
+    top, top_at = _top(source, definition) if number else (None, None)
     row = source.execute(_OPEN).fetchone()
-    prepared = source.execute(_PREPARED).fetchone()
+    rest = source.execute(f"{_PREPARED}, ({_IDENTITY if controls else _DATABASE})").fetchone()
     assert row is not None
-    assert prepared is not None
+    assert rest is not None
     clock, oldest, blind, standby = row
-    if prepared[0]:
+    prepared, identity = rest
+    if prepared:
         # When a prepared transaction began is not recorded. It was open, or had not begun, when
         # we last looked, so it began at or after that horizon.
         oldest = state.horizon or "-infinity"
-    return Horizon(clock, oldest, blind, standby, _identity(source), top, top_at)
+    return Horizon(clock, oldest, blind, standby, identity or "", top, top_at)
 
 
 def _top(source: Connection, definition: Definition) -> tuple[str | None, str | None]:
-    kind = source.execute(
-        "select a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)"
-        " from pg_attribute a join pg_class c on c.oid = a.attrelid"
-        " join pg_namespace n on n.oid = c.relnamespace"
-        " where n.nspname = %s and c.relname = %s and a.attname = %s and not a.attisdropped",
-        (definition.source_schema, definition.source_table, definition.cursor),
-    ).fetchone()
-    if kind is None or not kind[0]:
-        return None, None
     statement = sql.SQL("select max({})::text, clock_timestamp()::text from {}").format(
         sql.Identifier(definition.cursor),
         definition.source,
@@ -167,20 +177,6 @@ def _top(source: Connection, definition: Definition) -> tuple[str | None, str | 
     row = source.execute(statement).fetchone()
     assert row is not None
     return row[0], row[1]
-
-
-def _identity(source: Connection) -> str:
-    allowed = source.execute(
-        "select has_function_privilege('pg_control_system()', 'execute')"
-        " and has_function_privilege('pg_control_checkpoint()', 'execute')"
-    ).fetchone()
-    row = source.execute(
-        _IDENTITY
-        if allowed and allowed[0]
-        else "select format('%s/%s', oid, datname) from pg_database"
-        " where datname = current_database()"
-    ).fetchone()
-    return str(row[0]) if row else ""
 
 
 def take_snapshot(source: Connection, state: State, horizon: Horizon) -> Snapshot:

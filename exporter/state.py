@@ -101,6 +101,17 @@ class State(NamedTuple):
 _POSITIONS = ("cursor", "watermark")
 _PLAIN = [name for name in State._fields if name not in _POSITIONS]
 _COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
+_NAMES = ", ".join(_COLUMNS)
+_READ = f"""
+select {_NAMES.replace("exported_at", "exported_at::text")}
+from {SCHEMA}._exporter_state where key = %s
+"""  # noqa: S608  the names are our own
+_WRITE = f"""
+insert into {SCHEMA}._exporter_state (key, {_NAMES})
+values ({", ".join(["%s"] * (len(_COLUMNS) + 1))})
+on conflict (key) do update set ({_NAMES}, updated_at)
+    = ({", ".join(f"excluded.{name}" for name in _COLUMNS)}, now())
+"""  # noqa: S608
 
 
 def create_tables(destination: Connection) -> None:
@@ -184,15 +195,7 @@ def holder(destination: Connection, definition: Definition) -> str | None:
 
 def read(destination: Connection, key: str) -> State:
     """Return what is remembered of a definition: nothing before its first load."""
-    names = sql.SQL(", ").join(
-        sql.SQL("{}::text").format(sql.Identifier(name))
-        if name == "exported_at"
-        else sql.Identifier(name)
-        for name in _COLUMNS
-    )
-    row = destination.execute(
-        sql.SQL("select {} from {} where key = %s").format(names, STATE), (key,)
-    ).fetchone()
+    row = destination.execute(_READ, (key,)).fetchone()
     if row is None:
         return State()
     values = dict(zip(_COLUMNS, row, strict=True))
@@ -214,20 +217,7 @@ def write(destination: Connection, key: str, state: State) -> None:
         state.watermark.id if state.watermark else None,
         *(getattr(state, name) for name in _PLAIN),
     ]
-    names = [sql.Identifier(name) for name in _COLUMNS]
-    destination.execute(
-        sql.SQL(
-            "insert into {} (key, {}) values ({}) on conflict (key) do update set ({}, updated_at)"
-            " = ({}, now())"
-        ).format(
-            STATE,
-            sql.SQL(", ").join(names),
-            sql.SQL(", ").join([sql.Placeholder()] * (len(names) + 1)),
-            sql.SQL(", ").join(names),
-            sql.SQL(", ").join(sql.SQL("excluded.") + name for name in names),
-        ),
-        [key, *values],
-    )
+    destination.execute(_WRITE, [key, *values])
 
 
 def stamp(destination: Connection, state: State) -> str:

@@ -317,6 +317,19 @@ def test_source_cannot_change_within_a_load(thing: Workplace, source: str) -> No
     assert thing.run("exporter", "load").returncode == 0
 
 
+def test_source_that_is_being_filled_anew_is_not_taken_for_empty(thing: Workplace) -> None:
+    rows = thing.query(thing.analytics, "select count(*) from analytics_raw.thing")
+    with psycopg.connect(thing.core) as other:  # a snapshot from before its commit sees no row
+        other.execute("create temp table kept as select * from thing")
+        other.execute("truncate thing")
+        other.execute("insert into thing select * from kept")
+        load = start_load(thing, "--full-refresh")
+        wait_for_lock(thing, thing.core)
+    assert load.wait(60) == 0
+    assert thing.query(thing.analytics, "select count(*) from analytics_raw.thing") == rows
+    assert rows != [(0,)]
+
+
 MODELS = {
     "stg_thing": "{{ config(materialized='view') }}\n"
     "select id, n, at, _exported_at from {{ source('analytics_raw', 'thing') }}",

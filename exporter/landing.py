@@ -19,10 +19,10 @@ _STAGING = sql.Identifier("_exporter_staging")
 _ORDINAL = sql.Identifier("_exporter_row")
 _PAST = sql.Identifier(PAST.name)
 _COMMA = sql.SQL(", ")
-_BEFORE_SHARDS = "savepoint staged"  # on an error staging stays
+_SAVEPOINT = "savepoint staged"  # on an error staging stays
 # The key's index has to be visited for every row in any case.
-_BEFORE = (
-    f"{_BEFORE_SHARDS}; set local enable_hashjoin = off; set local enable_mergejoin = off;"
+_BY_INDEX = (
+    "set local enable_hashjoin = off; set local enable_mergejoin = off;"
     " set local enable_seqscan = off"
 )
 
@@ -118,7 +118,7 @@ class Staging:
     def apply(self, stamp: str, batch: int, order: Iterable[Column], *, onward: bool) -> int:
         """Insert the staged rows, or replace what differs; return the rows written."""
         destination = self._destination
-        destination.execute(_BEFORE_SHARDS if self._raw.in_shards else _BEFORE)
+        destination.execute(_SAVEPOINT if self._raw.in_shards else f"{_SAVEPOINT}; {_BY_INDEX}")
         try:
             return sum(
                 destination.execute(one).rowcount

@@ -116,8 +116,7 @@ class Server:
             # A server must not run as root, and another account may not be able to read a
             # virtual environment below a private home: give it a copy of the programs.
             if not _readable_by(self.binaries, self._account):
-                shutil.copytree(self.binaries.parent, self.folder / "pg", symlinks=True)
-                self.binaries = self.folder / "pg" / "bin"
+                self.binaries = _copied(self.binaries, self.folder / "pg")
             for path in [self.folder, *self.folder.rglob("*")]:
                 os.chown(path, self._account.pw_uid, self._account.pw_gid, follow_symlinks=False)
         command = ["initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
@@ -241,6 +240,21 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
 def _readable_by(path: Path, account: pwd.struct_passwd) -> bool:
     """Tell whether an account that owns no folder down to ``path`` can enter them all."""
     return all(folder.stat().st_mode & 0o005 == 0o005 for folder in [path, *path.parents])
+
+
+def _copied(binaries: Path, folder: Path) -> Path:
+    """Copy an installation into a folder, its libraries at the same relative places.
+
+    A wheel keeps shared libraries outside its programs' installation: beside the package on Linux
+    (`….libs`), in it on macOS (`.dylibs`). Without them no program starts.
+    """
+    installation = binaries.parent
+    package = installation.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    for one in (installation, package / ".dylibs", libraries):
+        if one.is_dir():
+            shutil.copytree(one, folder / one.relative_to(package.parent), symlinks=True)
+    return folder / binaries.relative_to(package.parent)
 
 
 def _clean_environment() -> dict[str, str]:

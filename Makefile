@@ -31,6 +31,7 @@ check: .venv/.dev  ## lint, check formats and types
 	$(BIN)/ruff format --check .
 	$(BIN)/sqlfmt --check -q $(SQL)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 docs: .venv/.runtime  ## serve dbt docs: on DATABASE_URL_ANALYTICS, else on an embedded server
 	@$(BIN)/python docs/serve.py $(ARGS)

@@ -23,7 +23,7 @@ from benchmarks.contestants import (
 )
 from benchmarks.measure import Cost, cost_of
 from benchmarks.place import about, fill_source, place_of, rotated, sql, write_section
-from exporter.demo import fill
+from exporter.demo.demo import fill
 
 # Two changes of different size where a per cent is more than the fixed number: the time of the
 # second must not grow with the table.

@@ -18,8 +18,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.contestants import ROOT, Place
-from exporter.demo import create_databases, fill
-from exporter.embedded import running_server
+from exporter.demo.demo import create_databases, fill
+from exporter.demo.embedded import running_server
 
 T = TypeVar("T")
 SETTINGS = {

@@ -21,8 +21,8 @@ from benchmarks.contestants import ROOT, Place
 from benchmarks.distance import further_away
 from benchmarks.model import SITES, Model, Run
 from benchmarks.place import SETTINGS, about, fill_source, rotated, sql, write_section
-from exporter.demo import create_databases
-from exporter.embedded import Server, running_server
+from exporter.demo.demo import create_databases
+from exporter.demo.embedded import Server, running_server
 
 SMALL = 20  # definitions
 SIZES = (5_000, 20_000)  # rows of each

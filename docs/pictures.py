@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from docs.serve import ROOT, filled, run
-from exporter import demo
+from exporter.demo import demo
 from tests.browser import browser, served
 
 IMAGES = ROOT / "docs" / "images"

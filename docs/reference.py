@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from exporter import cli, errors
-from exporter.definition import KEYS, Key
+from exporter import errors
+from exporter.commands import shared as cli
+from exporter.config.definition import KEYS, Key
 
 ROOT = Path(__file__).resolve().parent.parent
 

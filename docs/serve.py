@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter import connection, demo
+from exporter.config import environment
+from exporter.demo import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +27,7 @@ def run(*words: str) -> None:
 @contextlib.contextmanager
 def filled() -> Iterator[None]:
     """Run the demo's databases, with rows in raw and in the models."""
-    with demo.databases() as (core, _):
+    with demo.databases(ROOT) as (core, _):
         demo.fill(core, 1, 1000)
         run("exporter", "load")
         run("dbt", "build", "--quiet")
@@ -35,9 +36,9 @@ def filled() -> Iterator[None]:
 
 def main() -> None:
     """Generate, complete, serve until Ctrl-C."""
-    connection.load_environment(ROOT, None)
+    environment.load_environment(ROOT, None)
     given = os.environ.get("DATABASE_URL_ANALYTICS")
-    with demo.dbt_environment() if given else filled():
+    with demo.dbt_environment(ROOT) if given else filled():
         run("dbt", "docs", "generate", "--quiet")
         run("exporter", "docs")
         with contextlib.suppress(KeyboardInterrupt):

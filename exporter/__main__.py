@@ -14,7 +14,7 @@ def main() -> None:
     status: list[object] = []
     atexit.register(_leave, status)  # the first to be registered is the last to run
     try:
-        from exporter.cli import main as command  # noqa: PLC0415  a Ctrl-C may come this early
+        from exporter.commands.shared import main as command  # noqa: PLC0415  a Ctrl-C may come this early
     except KeyboardInterrupt:
         sys.exit(130)
     try:

@@ -10,7 +10,7 @@ import click
 import pytest
 from dbt.cli.main import cli as dbt
 
-from exporter.cli import main
+from exporter.commands.shared import main
 from tests.conftest import ROOT
 
 _TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))

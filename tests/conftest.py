@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from exporter import demo
-from exporter.embedded import running_server
+from exporter.demo import demo
+from exporter.demo.embedded import running_server
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -157,7 +157,7 @@ def product_in(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
     shutil.copy(ROOT / "profiles.yml.example", folder / "profiles.yml")
     for place in _workplace(servers, folder):
         with psycopg.connect(place.core) as connection:
-            connection.execute((ROOT / "exporter" / "demo.sql").read_bytes())
+            connection.execute((ROOT / "exporter" / "demo" / "demo.sql").read_bytes())
         yield place
 
 

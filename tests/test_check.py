@@ -14,10 +14,11 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 import pytest
 
-from exporter import check, state
-from exporter.embedded import running_server
+from exporter.config.project import definitions
+from exporter.demo.embedded import running_server
 from exporter.errors import ServerError
-from exporter.project import definitions
+from exporter.monitoring import check
+from exporter.state import position as state
 from tests.conftest import Workplace, as_role, compare
 from tests.test_integrity import ITEM
 

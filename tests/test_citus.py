@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from exporter.definition import parse
+from exporter.config.definition import parse
 from exporter.errors import DefinitionError
 from tests.conftest import Workplace, compare
 from tests.test_concurrency import _start, _unlocked
@@ -24,11 +24,17 @@ META = {
 
 def test_the_distribution_column() -> None:
     where = {"where": "x.yml:1", "source": "raw", "table": "item", "schema": "raw"}
-    assert parse(META, **where).distribution_column == "tenant"
-    assert parse({**META, "distribution_column": "id"}, **where).distribution_column == "id"
+    assert parse(META, **where).destination.distribution_column == "tenant"
+    assert (
+        parse({**META, "distribution_column": "id"}, **where).destination.distribution_column
+        == "id"
+    )
     append = {"source": META["source"]}
-    assert parse(append, **where).distribution_column is None
-    assert parse({**append, "distribution_column": "at"}, **where).distribution_column == "at"
+    assert parse(append, **where).destination.distribution_column is None
+    assert (
+        parse({**append, "distribution_column": "at"}, **where).destination.distribution_column
+        == "at"
+    )
     with pytest.raises(DefinitionError, match="distribution_column must be one of"):
         parse({**META, "distribution_column": "at"}, **where)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 
-from exporter.cli import main
+from exporter.commands.shared import main
 from tests.commands import check_command
 from tests.conftest import Workplace, fill
 from tests.test_console import on_terminal, plain

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from exporter.demo import create_databases
-from exporter.embedded import Server, running_server
+from exporter.demo.demo import create_databases
+from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, compare, fill
 from tests.test_integrity import ITEM
 

@@ -18,9 +18,9 @@ from datetime import datetime
 
 import pytest
 
-from exporter import console as module
-from exporter.console import Console
-from exporter.report import Result
+from exporter.state.runs import Result
+from exporter.terminal import console as module
+from exporter.terminal.console import Console
 from tests.conftest import ROOT, Workplace, fill
 
 RAW = "analytics_raw.stat_event"

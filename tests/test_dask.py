@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from exporter.embedded import running_server
+from exporter.demo.embedded import running_server
 from tests.conftest import ROOT, Workplace, compare, fill
 from tests.test_concurrency import _start
 from tests.test_integrity import ITEM
@@ -227,7 +227,7 @@ def test_five_machines(product: Workplace) -> None:
             admin.execute("create database core")
             admin.execute("create database analytics")
         with psycopg.connect(place.core) as connection:
-            connection.execute((ROOT / "exporter" / "demo.sql").read_bytes())
+            connection.execute((ROOT / "exporter" / "demo" / "demo.sql").read_bytes())
         for first in range(1, rows, 500_000):
             fill(place.core, first, first + 499_999)
         with running_cluster(place, host="10.77.0.10", inside=inside) as cluster:

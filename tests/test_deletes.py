@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from exporter.embedded import Server, running_server
+from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, compare
 from tests.test_integrity import ITEM
 from tests.test_verify import named, verify

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter.embedded import find_binaries, running_server
+from exporter.demo.embedded import find_binaries, running_server
 from tests.commands import check_command
 from tests.conftest import ROOT, Workplace, fill
 
@@ -137,7 +137,7 @@ def test_dockerfile() -> None:
 
 def test_wheel_holds_what_a_run_needs(tmp_path: Path) -> None:
     names = zipfile.ZipFile(_wheel(tmp_path)).namelist()
-    assert {"dbt_exporter.py", "exporter/demo.sql", "exporter/commands/load.py"} <= {*names}
+    assert {"dbt_exporter.py", "exporter/demo/demo.sql", "exporter/commands/load.py"} <= {*names}
 
 
 def _wheel(folder: Path) -> Path:

@@ -13,8 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from exporter import cli, errors, project
-from exporter.definition import KEYS
+from exporter import errors
+from exporter.commands import shared as cli
+from exporter.config import project
+from exporter.config.definition import KEYS
 from tests.commands import check_command
 from tests.conftest import ROOT, Workplace
 
@@ -148,10 +150,10 @@ def test_what_is_migrated_is_one_definition(place: Workplace) -> None:
     (text,) = _blocks(ROOT / "docs" / "migrating.md", "yaml")
     place.define(text)
     (one,) = project.definitions(place.folder)
-    assert (one.key, one.source_table, one.cursor, one.id_field) == (
+    assert (one.key, one.source.table, one.source.cursor.field, one.source.cursor.id_field) == (
         ("StatEvent", "StatEvent", "updated_at", "id")
     )
-    assert (one.conflict_columns, one.batch_rows) == (("id",), 10_000)
+    assert (one.destination.conflict_columns, one.batch_rows) == (("id",), 10_000)
 
 
 def test_the_trigger_moves_the_cursor(place: Workplace) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from exporter.project import definitions
-from exporter.state import lock_number
+from exporter.config.project import definitions
+from exporter.state.position import lock_number
 from tests.conftest import Workplace, fill
 
 RAW = "analytics_raw.stat_event"

@@ -18,10 +18,10 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from exporter import metrics, sentry
-from exporter.project import definitions
-from exporter.report import Result
-from exporter.state import lock_number
+from exporter.config.project import definitions
+from exporter.monitoring import metrics, sentry
+from exporter.state.position import lock_number
+from exporter.state.runs import Result
 from tests.conftest import Workplace
 from tests.test_console import SLOW, on_terminal, slow_table
 from tests.test_signals import started, until

@@ -9,7 +9,7 @@ import time
 import psycopg
 import pytest
 
-from exporter.connection import Sessions
+from exporter.wire.connection import Sessions
 from tests.conftest import Workplace, compare, fill
 from tests.test_concurrency import RAW, _forget_everything, _start, _unlocked
 from tests.test_integrity import EVENT, ITEM

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exporter.connection import Sessions
-from exporter.console import Console
-from exporter.definition import Definition, parse
-from exporter.load import load
+from exporter.config.definition import Definition, parse
+from exporter.load.one import load
+from exporter.terminal.console import Console
+from exporter.wire.connection import Sessions
 from tests.conftest import Workplace
 
 SESSIONS = 3

@@ -6,7 +6,7 @@ import re
 
 import click
 
-from exporter.cli import main
+from exporter.commands.shared import main
 from tests.conftest import ROOT, Workplace
 
 README = (ROOT / "README.md").read_text()

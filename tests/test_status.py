@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from exporter import state
-from exporter.project import definitions
+from exporter.config.project import definitions
+from exporter.state import position as state
 from tests.conftest import ROOT, Workplace, fill
 from tests.test_integrity import ITEM
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.embedded import find_binaries
+from exporter.demo.embedded import find_binaries
 from tests.conftest import ROOT, Workplace
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()

@@ -467,8 +467,8 @@ def test_another_encoding(place: Workplace) -> None:
 
 
 def test_a_running_load_keeps_a_repair_away(place: Workplace) -> None:
-    from exporter import state
-    from exporter.project import choose, definitions
+    from exporter.config.project import choose, definitions
+    from exporter.state import position as state
 
     _items(place)
     place.query(place.analytics, f"delete from {ITEM_RAW} where id = 3")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from exporter import embedded
+from exporter.demo import embedded
 from tests import every_type
 from tests.conftest import Workplace, empty_project
 

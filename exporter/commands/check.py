@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter import text
-from exporter.cli import ANALYTICS, CORE, KEY, Call, as_json, examples, out, shared
+from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, as_json, examples, out, shared
+from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.check import Finding
+    from exporter.monitoring.check import Finding
 
 
 @click.command(
@@ -32,7 +32,7 @@ def command(call: Call, keys: tuple[str, ...], grants: bool, as_json: bool) -> N
 
     The exit status is 1 where a load would fail.
     """
-    from exporter import check  # noqa: PLC0415  what --help does not need
+    from exporter.monitoring import check  # noqa: PLC0415  what --help does not need
 
     if grants:
         for line in check.least_grants(call.definitions(keys, CORE, ANALYTICS)):

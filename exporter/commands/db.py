@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, KEY, Call, Group, examples, shared
+from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, Group, examples, shared
 
 
 @click.group("db", cls=Group)
@@ -13,7 +13,7 @@ def command() -> None:
 
 
 def _migrate(call: Call, *words: str) -> None:
-    from exporter import migrations  # noqa: PLC0415  what --help does not need
+    from exporter.raw import migrations  # noqa: PLC0415  what --help does not need
 
     migrations.run(call.root(ANALYTICS), *words)
 
@@ -34,7 +34,7 @@ def new(call: Call, name: str, key: str | None) -> None:
     if key is None:
         _migrate(call, "new", name)
         return
-    from exporter import migrations  # noqa: PLC0415
+    from exporter.raw import migrations  # noqa: PLC0415
 
     definition = call.definitions((key,), CORE, ANALYTICS)[0]
     click.echo(migrations.new(call.root(), name, definition))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from exporter.cli import examples
+from exporter.commands.shared import examples
 
 
 @click.command(
@@ -24,6 +26,7 @@ from exporter.cli import examples
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def command(rows: int, keep: bool) -> None:
     """Run the main job on an embedded PostgreSQL server."""
-    from exporter import demo  # noqa: PLC0415  what --help does not need
+    from exporter.config import project  # noqa: PLC0415  what --help does not need
+    from exporter.demo import demo  # noqa: PLC0415
 
-    demo.run(rows, keep)
+    demo.run(project.find(Path.cwd()), rows, keep)

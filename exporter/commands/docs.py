@@ -6,7 +6,7 @@ import os
 
 import click
 
-from exporter.cli import CORE, Call, examples, out, shared
+from exporter.commands.shared import CORE, Call, examples, out, shared
 
 
 @click.command(
@@ -21,7 +21,8 @@ def command(call: Call) -> None:
 
     Completes what `dbt docs generate` wrote; `dbt docs serve` then shows it.
     """
-    from exporter import lineage, project  # noqa: PLC0415  what --help does not need
+    from exporter.config import project  # noqa: PLC0415  what --help does not need
+    from exporter.scaffold import lineage  # noqa: PLC0415  what --help does not need
 
     definitions = call.definitions((), CORE)
     root = call.root()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import (
+from exporter.commands.shared import (
     ANALYTICS,
     CORE,
     KEY,
@@ -24,14 +24,14 @@ from exporter.cli import (
     shared,
 )
 from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
-from exporter.signals import sigterm_interrupts
+from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
-    from exporter.console import Console
-    from exporter.definition import Definition
-    from exporter.load import Load
-    from exporter.report import Result
-    from exporter.window import Span
+    from exporter.config.definition import Definition
+    from exporter.load.one import Load
+    from exporter.source.window import Span
+    from exporter.state.runs import Result
+    from exporter.terminal.console import Console
 
 
 @click.command(
@@ -102,9 +102,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
-    from exporter.load import load  # noqa: PLC0415  what --help does not need
-    from exporter.notify import Run  # noqa: PLC0415
-    from exporter.window import Span  # noqa: PLC0415
+    from exporter.load.one import load  # noqa: PLC0415  what --help does not need
+    from exporter.monitoring.notify import Run  # noqa: PLC0415
+    from exporter.source.window import Span  # noqa: PLC0415
 
     most = most_deletes(max_deletes, "--reconcile", on=reconcile)
     span = Span(since, until) if since is not None or until is not None else None
@@ -142,7 +142,7 @@ def command(
 def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
     chosen = call.definitions(keys, CORE, ANALYTICS)
     for definition in chosen:
-        if span and definition.mode == "append":
+        if span and definition.destination.mode == "append":
             raise UsageError(
                 f"{definition.where}: {definition.key} is append-only: a backfill would land its"
                 " rows twice",
@@ -159,7 +159,7 @@ def _rehearse(
     span: Span | None,
     as_json: bool,
 ) -> int:
-    from exporter.dry_run import rehearse  # noqa: PLC0415  only where it is asked for
+    from exporter.load.dry_run import rehearse  # noqa: PLC0415  only where it is asked for
 
     statuses = []
     for definition in chosen:
@@ -177,9 +177,9 @@ def _rehearse(
 def _reconciling(
     chosen: list[Definition], keys: tuple[str, ...], most: float
 ) -> Callable[[Load], None]:
-    from exporter.deletes import reconcile  # noqa: PLC0415  only where it is asked for
+    from exporter.load.deletes import reconcile  # noqa: PLC0415  only where it is asked for
 
-    ignoring = [one for one in chosen if one.deletes == "ignore"]
+    ignoring = [one for one in chosen if one.destination.deletes == "ignore"]
     if ignoring and (keys or ignoring == chosen):
         raise UsageError(
             f"{ignoring[0].where}: --reconcile has nothing to do for {ignoring[0].key}:"
@@ -198,11 +198,11 @@ def _results(
     scheduler: str | None,
 ) -> Iterator[Result]:
     if scheduler or ((jobs or 1) > 1 and most != 1):
-        from exporter.schedule import side_by_side  # noqa: PLC0415  needed here alone
+        from exporter.load.threads import side_by_side  # noqa: PLC0415  needed here alone
 
         yield from side_by_side(chosen, load, console, jobs, most, scheduler)
         return
-    from exporter.connection import Sessions  # noqa: PLC0415
+    from exporter.wire.connection import Sessions  # noqa: PLC0415
 
     with Sessions() as sessions:
         for definition in chosen:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter import text
-from exporter.cli import ANALYTICS, CORE, Call, as_json, examples, out, shared
+from exporter.commands.shared import ANALYTICS, CORE, Call, as_json, examples, out, shared
 from exporter.errors import UsageError, nearest
+from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.connection import Connection
-    from exporter.definition import Definition
-    from exporter.new import Plan
+    from exporter.config.definition import Definition
+    from exporter.scaffold.declaration import Plan
+    from exporter.wire.connection import Connection
 
 
 _SHOWN = 12  # answers that an error names
@@ -52,8 +52,8 @@ def command(
     TABLE may be `customer`, `sales.Order`, or as near to it as leaves no doubt. No file is ever
     overwritten.
     """
-    from exporter import project  # noqa: PLC0415  what --help does not need
-    from exporter.connection import connect  # noqa: PLC0415
+    from exporter.config import project  # noqa: PLC0415  what --help does not need
+    from exporter.wire.connection import connect  # noqa: PLC0415
 
     if (table is None) != as_list or (as_json and not as_list):
         raise UsageError("exporter new takes a TABLE, or --list", hint="exporter new --list")
@@ -79,7 +79,10 @@ def _write(
     yes: bool,
     wished: dict[str, Any],
 ) -> Plan:
-    from exporter import check, new, project, survey  # noqa: PLC0415
+    from exporter.config import project  # noqa: PLC0415
+    from exporter.monitoring import check  # noqa: PLC0415
+    from exporter.scaffold import declaration as new  # noqa: PLC0415
+    from exporter.scaffold import survey  # noqa: PLC0415
 
     columns = wished.pop("conflict_columns") or ""
     wishes = new.Wishes(
@@ -137,9 +140,9 @@ def _near(path: Path) -> Path:
 
 
 def _list(call: Call, source: Connection, declared: list[Definition], as_json: bool) -> None:
-    from exporter import survey  # noqa: PLC0415
+    from exporter.scaffold import survey  # noqa: PLC0415
 
-    known = {(one.source_schema, one.source_table) for one in declared}
+    known = {(one.source.schema, one.source.table) for one in declared}
     rows = []
     for plain in survey.undeclared(survey.relations(source), known):
         one = survey.described(source, plain)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli import ANALYTICS, CORE, KEY, Call, Group, as_json, examples, shared
+from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, Group, as_json, examples, shared
 
 
 @click.group("state", cls=Group)
@@ -26,7 +26,7 @@ def command() -> None:
 @shared
 def show(call: Call, keys: tuple[str, ...], as_json: bool) -> None:
     """Print the stored positions. Without a KEY, of all definitions."""
-    from exporter import positions  # noqa: PLC0415  what --help does not need
+    from exporter.commands import positions  # noqa: PLC0415  what --help does not need
 
     for one in positions.show(call.definitions(keys, ANALYTICS)):
         _print(one, as_json)
@@ -42,7 +42,7 @@ def show(call: Call, keys: tuple[str, ...], as_json: bool) -> None:
 @shared
 def reset(call: Call, key: str, as_json: bool) -> None:
     """Forget the position: the next load reads everything, and rewrites only what differs."""
-    from exporter import positions  # noqa: PLC0415
+    from exporter.commands import positions  # noqa: PLC0415
 
     _print(positions.reset(call.definitions((key,), ANALYTICS)[0]), as_json)
 
@@ -60,13 +60,13 @@ def reset(call: Call, key: str, as_json: bool) -> None:
 @shared
 def set_position(call: Call, key: str, value: str, id: str | None, as_json: bool) -> None:
     """Go on behind VALUE (and ID), as if that row of the source were the last one landed."""
-    from exporter import positions  # noqa: PLC0415
+    from exporter.commands import positions  # noqa: PLC0415
 
     definition = call.definitions((key,), CORE, ANALYTICS)[0]
     _print(positions.set_to(definition, value, id), as_json)
 
 
 def _print(told: dict[str, Any], as_json: bool) -> None:
-    from exporter import positions  # noqa: PLC0415
+    from exporter.commands import positions  # noqa: PLC0415
 
     click.echo(json.dumps(told) if as_json else positions.line(told))

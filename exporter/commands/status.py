@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter import text
-from exporter.cli import ANALYTICS, KEY, Call, as_json, examples, out, shared
+from exporter.commands.shared import ANALYTICS, KEY, Call, as_json, examples, out, shared
+from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.status import Status
+    from exporter.monitoring.status import Status
 
 
 @click.command(
@@ -30,7 +30,7 @@ def command(call: Call, key: str | None, as_json: bool) -> None:
 
     With a KEY, its last runs.
     """
-    from exporter import status  # noqa: PLC0415  what --help does not need
+    from exporter.monitoring import status  # noqa: PLC0415  what --help does not need
 
     chosen = call.definitions((key,) if key else (), ANALYTICS)
     if key:
@@ -47,7 +47,7 @@ def command(call: Call, key: str | None, as_json: bool) -> None:
 
 
 def _standing(standing: list[Status]) -> list[str]:
-    from exporter.status import rate  # noqa: PLC0415
+    from exporter.monitoring.status import rate  # noqa: PLC0415
 
     rows, notes = [], []
     for one in standing:

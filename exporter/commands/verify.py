@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from exporter.cli import (
+from exporter.commands.shared import (
     ANALYTICS,
     CORE,
     KEY,
@@ -18,7 +18,7 @@ from exporter.cli import (
     shared,
 )
 from exporter.errors import StoppedError, UsageError, exit_status
-from exporter.signals import sigterm_interrupts
+from exporter.terminal.signals import sigterm_interrupts
 
 
 @click.command(
@@ -45,12 +45,12 @@ def command(
     Ends with status 1 where rows are missing in raw, extra or different, and not merely in flight:
     changed since the last load, and landed by the next.
     """
-    from exporter.verify import advice, verify  # noqa: PLC0415  what --help does not need
+    from exporter.verify.verify import advice, verify  # noqa: PLC0415  what --help does not need
 
     most = most_deletes(max_deletes, "--repair", on=repair)
     chosen = call.definitions(keys, CORE, ANALYTICS)
     for definition in chosen:
-        if repair and definition.mode == "append":
+        if repair and definition.destination.mode == "append":
             raise UsageError(
                 f"{definition.where}: {definition.key} is append-only: its rows have no key to"
                 " repair them by",

@@ -11,8 +11,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from exporter.python_models.staging import BATCH, ResultError
-from exporter.python_models.values import InfiniteDate, InfiniteTimestamp, to_json
+from exporter.python_models.values import (
+    BATCH,
+    InfiniteDate,
+    InfiniteTimestamp,
+    ResultError,
+    to_json,
+)
 
 _EXACT = {
     "smallint": "int16",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from exporter.python_models import values
+from exporter.python_models.values import quoted
 
 if TYPE_CHECKING:
     import ibis
@@ -245,11 +246,6 @@ class This(Relation):
     def types(self) -> dict[str, str]:
         """The PostgreSQL type of each column; a column of a result did not come from here."""
         return dict(self._session.columns(self.query))
-
-
-def quoted(name: str) -> str:
-    """A name as an identifier of SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 class RowError(Exception):

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import Any
 
 from exporter.python_models.relation import Relation, Session
-from exporter.python_models.staging import Known, ResultError, stage
+from exporter.python_models.staging import Known, stage
+from exporter.python_models.values import ResultError
 
 _FRAMES = (
     ("pandas", "DataFrame"),

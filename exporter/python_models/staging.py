@@ -20,16 +20,10 @@ from typing import Any
 import psycopg2
 
 from exporter.python_models import values
-from exporter.python_models.relation import Session, quoted
-from exporter.python_models.values import UnfitError
+from exporter.python_models.relation import Session
+from exporter.python_models.values import BATCH, ResultError, UnfitError, quoted
 
 TABLE = "__dbt_python_rows"
-BATCH = 5_000
-"""Rows of one COPY: some megabytes, so that its round trip does not count."""
-
-
-class ResultError(Exception):
-    """A result that cannot become a table; str() says why, and what to write instead."""
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,24 @@ from uuid import UUID
 import psycopg2
 from psycopg2 import extensions
 
+BATCH = 5_000
+"""Rows of one COPY or frame: some megabytes, so that a round trip does not count."""
+
 # oid of a type, and of its array
 _INTERVALS = {1186: 1187}
 _JSON = {114: 199, 3802: 3807}
 _RANGES = {3904: 3905, 3906: 3907, 3908: 3909, 3910: 3911, 3912: 3913, 3926: 3927}
 _BYTEA = {17: 1001}
 _UUID = {2950: 2951}
+
+
+class ResultError(Exception):
+    """A result that cannot become a table; str() says why, and what to write instead."""
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def register(cursor: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.cluster import AHEAD, connect_to, value_of
+from exporter.load.cluster import AHEAD, connect_to, value_of
 
 Rows = list[tuple[Any, ...]]
 

@@ -1,0 +1,228 @@
+"""The command line: parse, call, print, and map errors to exit statuses."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import click
+
+from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
+from exporter.terminal.console import Console
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from exporter.config.definition import Definition
+
+CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
+# In the order of the help.
+_COMMANDS = ("new", "load", "check", "status", "verify", "state", "db", "docs", "demo")
+ENVIRONMENT = {
+    CORE: "the source: postgresql://user:password@host/database",
+    ANALYTICS: "the destination; without it, the dbt profile's target",
+    "BATCH_SIZE": "overrides batch_rows of every definition",
+    "DBT_PROFILES_DIR": "the folder of profiles.yml, as for dbt",
+    "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
+    "DBT_TARGET": "the profile's target, instead of its default",
+    "DBT_TARGET_PATH": "the folder that dbt writes to, as for dbt",
+    "NO_COLOR": "no colours where it is set, whatever it holds",
+    "SLACK_WEBHOOK_URL": "a Slack webhook that is told how a load ended",
+    "SLACK_TOKEN": "or a Slack token with chat:write, for …",
+    "SLACK_CRON_CHANNEL_ID": "… this channel",
+    "SLACK_API_URL": "Slack's address, where it is not https://slack.com/api/",
+    "SENTRY_DSN": "where failures go: pip install 'dbt-exporter[sentry]'",
+    "SENTRY_RELEASE": "Sentry's release, instead of dbt-exporter's version",
+    "HEALTHCHECK_URL": "pinged as URL/start, then URL or URL/fail",
+    "EXPORTER_PG_BIN": "the folder of the server programs that the demo and the tests run",
+}
+
+
+class Group(click.Group):
+    """Answers a mistyped command with the nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name. Raises click.UsageError."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            advice = f"{error.message.rstrip('.')}: {nearest(args[0], self.list_commands(ctx))}"
+            raise click.UsageError(advice, ctx) from None
+
+
+class _Main(Group):
+    """Imports a command where it is called; prints an ExporterError, and ends with its status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f"exporter.commands.{cmd_name}").command
+        return found
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, rows in (("Environment", ENVIRONMENT), ("Exit status", EXIT_STATUSES)):
+            with formatter.section(title):
+                formatter.write_dl([(str(name), meaning) for name, meaning in rows.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ExporterError as error:
+            self._end(ctx, error)
+        except (KeyboardInterrupt, click.Abort) as stop:
+            if isinstance(stop.__context__, EOFError):  # no answer at a prompt
+                raise
+            self._end(ctx, StoppedError("interrupted"))
+
+    @staticmethod
+    def _end(ctx: click.Context, error: ExporterError) -> NoReturn:
+        (ctx.obj or Console()).error(error)
+        ctx.exit(error.exit_status)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dbt-exporter")
+def main() -> None:
+    """PostgreSQL to PostgreSQL, incrementally, for teams that standardize on dbt."""
+
+
+class Call(NamedTuple):
+    """What the options that all commands share ask for."""
+
+    project_dir: Path
+    environment: str | None
+    console: Console
+
+    def root(self, *variables: str) -> Path:
+        """Return the project's folder, its environment read and these databases named.
+
+        Raises ProjectError and SettingError.
+        """
+        from exporter.config import environment, project  # noqa: PLC0415  not for --help
+
+        root = project.find(self.project_dir)
+        environment.load_environment(root, self.environment)
+        environment.require(root, *variables)
+        return root
+
+    def definitions(self, keys: tuple[str, ...], *variables: str) -> list[Definition]:
+        """Return the definitions that the keys name, all without keys. Raises UsageError."""
+        from exporter.config import environment, project  # noqa: PLC0415
+
+        root = self.root()
+        chosen = project.choose(project.definitions(root), keys)
+        environment.require(root, *variables)
+        return chosen
+
+    def say(self, line: str) -> None:
+        """Tell something on standard error."""
+        self.console.say(line)
+
+
+class Key(click.types.StringParamType):
+    """The key of a definition. A shell completes it from the project's."""
+
+    name = "key"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the keys that begin so; none where the project cannot be read."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  what only a shell asks
+
+        from exporter.config import environment, project  # noqa: PLC0415
+
+        try:
+            root = project.find(ctx.params.get("project_dir") or Path())
+            environment.load_environment(root, ctx.params.get("environment"))
+            found = project.declared(root)
+        except Exception:  # noqa: BLE001  a prompt is no place to tell it
+            return []
+        given = ctx.params.get(param.name or "") or ()
+        return [
+            CompletionItem(one.key, help=str(one.destination))
+            for one in found
+            if one.key.startswith(incomplete) and one.key not in given
+        ]
+
+
+KEY = Key()
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: what its user would type."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def out(line: str) -> None:
+    """Print a line of the result; its colours only on a terminal, and where they are wanted."""
+    click.echo(line, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def shared(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options, and its function a ``Call`` in their place."""
+
+    @click.option(
+        "--project-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=".",
+        help="A folder in the dbt project.",
+    )
+    @click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")
+    @click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="json: what is told on standard error is one JSON object a line.",
+    )
+    @click.option("-q", "--quiet", is_flag=True, help="Tell errors only.")
+    @click.option("-v", "--verbose", is_flag=True, help="Tell how it is done, the SQL included.")
+    @functools.wraps(function)
+    def command(
+        project_dir: Path,
+        environment: str | None,
+        log_format: str,
+        quiet: bool,
+        verbose: bool,
+        **arguments: Any,
+    ) -> None:
+        if quiet and verbose:
+            raise UsageError("-q and -v exclude one another")
+        level = "error" if quiet else "debug" if verbose else "info"
+        console = Console(as_json=log_format == "json", level=level)
+        click.get_current_context().find_root().obj = console  # for the error that ends it
+        try:
+            function(Call(project_dir, environment, console), **arguments)
+        finally:
+            console.close()
+
+    return command
+
+
+_MOST_DELETES = 10  # percent
+max_deletes = click.option(
+    "--max-deletes",
+    type=click.FloatRange(0, 100),
+    default=None,
+    metavar="PERCENT",
+    help=f"The share of raw's rows beyond which none is deleted; else {_MOST_DELETES}.",
+)
+
+
+def most_deletes(given: float | None, flag: str, *, on: bool) -> float:
+    """Return the percentage that holds. Raises UsageError where it was given without its flag."""
+    if given is not None and not on:
+        raise UsageError(f"--max-deletes goes with {flag}, without which nothing is deleted")
+    return _MOST_DELETES if given is None else given
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -1,0 +1,4 @@
+"""What is declared: the dbt project's YAML, its profile, and the environment.
+
+Files and variables come in; ``Definition`` and URLs go out.
+"""

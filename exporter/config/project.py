@@ -1,0 +1,147 @@
+"""Finds the dbt project and reads the definitions that its sources declare."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter.config.definition import Definition, parse
+from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def find(start: Path) -> Path:
+    """Return the folder of the nearest ``dbt_project.yml`` upward. Raises ProjectError."""
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dbt_project.yml").is_file():
+            return folder
+    raise ProjectError(
+        f"no dbt_project.yml in {start} or above it",
+        hint="run inside a dbt project, or name it with --project-dir",
+    )
+
+
+def definitions(root: Path) -> list[Definition]:
+    """Return every definition of the project, in the order of files. Raises UsageError's kinds."""
+    found = declared(root)
+    if not found:
+        raise ProjectError(
+            f"no table of {root} is declared for the exporter",
+            hint="exporter new --list shows what there is, exporter new TABLE declares one",
+        )
+    return found
+
+
+def declared(root: Path) -> list[Definition]:
+    """Return the same, also where there is none."""
+    config = read(root / "dbt_project.yml")
+    variables = config.get("vars") or {}
+    found: list[Definition] = []
+    for folder in config.get("model-paths") or ["models"]:
+        for file in sorted((root / folder).rglob("*.y*ml")):
+            if "exporter" in file.read_text(encoding="utf-8"):
+                found += _definitions_of(root, file, variables)
+    seen: dict[str, Definition] = {}
+    for one in found:
+        if one.key in seen:
+            raise DefinitionError(f"{one.where}: key {one.key} stands in {seen[one.key].where} too")
+        seen[one.key] = one
+    return found
+
+
+def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definition]:
+    """Return the definitions that the keys name; all without keys. Raises UsageError."""
+    by_key = {one.key: one for one in everything}
+    for key in keys:
+        if key not in by_key:
+            raise UsageError(f"no definition has the key {key}", hint=nearest(key, by_key))
+    return [by_key[key] for key in dict.fromkeys(keys)] if keys else everything
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises DefinitionError."""
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise DefinitionError(f"{_shown(file)}{line}: {problem}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterator[Definition]:
+    for source in read(file).get("sources") or []:
+        for table in source.get("tables") or []:
+            config = table.get("config") or {}
+            meta = (config.get("meta") or {}).get("exporter")
+            if meta is None:
+                continue
+            where = f"{file.relative_to(root)}:{_line(file, table['name'])}"
+            yield parse(
+                render(meta, variables, where),
+                where=where,
+                source=source["name"],
+                table=render(table.get("identifier") or table["name"], variables, where),
+                schema=render(source.get("schema") or "analytics_raw", variables, where),
+                freshness=[
+                    render(level.get("freshness", {}), variables, where)
+                    for level in (source, source.get("config") or {}, table, config)
+                ],
+            )
+
+
+def _line(file: Path, name: str) -> int:
+    pattern = re.compile(rf"\s*- *name: *['\"]?{re.escape(name)}['\"]?\s*(#.*)?$")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), 1)
+
+
+def render(value: Any, variables: dict[str, Any], where: str) -> Any:
+    """Return a YAML value with its Jinja rendered: env_var, var, and what a dbt profile has.
+
+    Raises DefinitionError.
+    """
+    if isinstance(value, dict):
+        return {key: render(item, variables, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [render(item, variables, where) for item in value]
+    if not isinstance(value, str) or "{{" not in value:
+        return value
+    import jinja2  # noqa: PLC0415  only where a value asks for it
+    from jinja2.sandbox import SandboxedEnvironment  # noqa: PLC0415
+
+    def env_var(name: str, default: str | None = None) -> str:
+        found = os.environ.get(name, default)
+        if found is None:
+            raise DefinitionError(f"{where}: the environment variable {name} is not set")
+        return found
+
+    def var(name: str, default: Any = None) -> Any:
+        found = variables.get(name, default)
+        if found is None:
+            raise DefinitionError(f"{where}: dbt_project.yml has no var {name}")
+        return found
+
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    for name in ("as_number", "as_text", "as_bool", "as_native"):
+        environment.filters[name] = lambda rendered: rendered
+    try:
+        rendered = environment.from_string(value).render(
+            env_var=env_var, var=var, modules={"re": re}
+        )
+    except jinja2.TemplateError as error:
+        raise DefinitionError(f"{where}: {error}") from None
+    return int(rendered) if rendered.isdigit() else rendered
+
+
+def _shown(file: Path) -> Path:
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file

@@ -1,0 +1,319 @@
+"""What a load needs, looked at without changing anything: two servers, their rights, each table."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+
+from exporter.config import project
+from exporter.config.definition import Definition
+from exporter.config.environment import require
+from exporter.errors import ExporterError
+from exporter.monitoring import grants
+from exporter.raw.drift import plan
+from exporter.raw.table import DELETED, STAMP
+from exporter.source import window
+from exporter.source.catalog import (
+    Table,
+    find_table,
+    indexes,
+    landed_columns,
+    quoted,
+    relation_columns,
+)
+from exporter.state import position as state
+from exporter.wire.connection import Connection, connect
+from exporter.wire.retry import first_line
+
+_VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
+_OLDEST = 130000  # the first version of PostgreSQL that the tests run on
+_APART = 5.0  # seconds; clocks that NTP sets are never this far apart
+
+
+class Finding(NamedTuple):
+    """A line. ``status`` is ok, warn or fail; ``fix`` what to type where it is not ok."""
+
+    status: str
+    subject: str  # definitions, core, analytics, or a definition's key
+    check: str
+    message: str
+    fix: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        return self._asdict()
+
+
+def look(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
+    """Yield what there is to say. The sessions are read-only: nothing is changed.
+
+    Raises UsageError for a key that no definition has.
+    """
+    definitions: list[Definition] = []
+    yield from _tried("definitions", "definitions", _definitions(root, definitions))
+    if definitions:
+        definitions = project.choose(definitions, keys)
+    with contextlib.ExitStack() as stack:
+        sessions: dict[str, Connection] = {}
+        for subject in _VARIABLES:
+            yield from _tried(subject, "connection", _begin(root, subject, stack, sessions))
+        core, analytics = sessions.get("core"), sessions.get("analytics")
+        if core and analytics:
+            yield from _tried("core", "clock", _clocks(core, analytics))
+        if core:
+            yield from _tried("core", "transactions", _transactions(core))
+        if analytics:
+            yield from _tried("analytics", "rights", _rights(analytics, definitions))
+        for definition in definitions:
+            if core:
+                yield from _tried(definition.key, "source", of_source(core, analytics, definition))
+            if analytics:
+                yield from _tried(definition.key, "lock", _lock(analytics, definition))
+
+
+def least_grants(definitions: list[Definition]) -> Iterator[str]:
+    """Yield a script for each server, for roles that can do no more than a load needs."""
+    for subject, statements in (
+        ("core", grants.least_on_source),
+        ("analytics", grants.least_on_destination),
+    ):
+        with connect(_VARIABLES[subject]) as session:
+            yield f"-- on the database of {_VARIABLES[subject]}"
+            yield from statements(session, definitions)
+
+
+def _tried(subject: str, check: str, looking: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what a check finds; where it cannot be made, that."""
+    try:
+        yield from looking
+    except ExporterError as error:
+        yield Finding("fail", subject, check, error.message, (error.hint,) if error.hint else ())
+    except psycopg.Error as error:
+        yield Finding("fail", subject, check, first_line(error))
+
+
+def _definitions(root: Path, found: list[Definition]) -> Iterator[Finding]:
+    found += project.definitions(root)
+    tables = "1 table" if len(found) == 1 else f"{len(found)} tables"
+    yield Finding("ok", "definitions", "definitions", f"{tables} declared")
+
+
+# -- the servers
+
+
+def _begin(
+    root: Path, subject: str, stack: contextlib.ExitStack, sessions: dict[str, Connection]
+) -> Iterator[Finding]:
+    require(root, _VARIABLES[subject])
+    session = stack.enter_context(connect(_VARIABLES[subject]))
+    row = session.execute(
+        "select current_setting('server_version'), current_setting('server_version_num')::int,"
+        " current_database(), current_user, pg_is_in_recovery(),"
+        " current_setting('default_transaction_read_only') = 'on',"
+        " coalesce(host(inet_client_addr()), 'local') in ('local', '127.0.0.1', '::1'),"
+        " s.ssl, s.version, s.cipher"
+        " from (select) one left join pg_stat_ssl s on s.pid = pg_backend_pid()"
+    ).fetchone()
+    assert row is not None
+    version, number, database, role, standby, read_only, local, ssl, protocol, cipher = row
+    session.execute("set default_transaction_read_only = on")
+    sessions[subject] = session
+    yield Finding(
+        "ok" if number >= _OLDEST else "warn",
+        subject,
+        "connection",
+        f"PostgreSQL {version.split()[0]}, database {database}, as {role}"
+        + ("" if number >= _OLDEST else "; tested from PostgreSQL 13 on"),
+    )
+    if ssl:
+        yield Finding("ok", subject, "tls", f"{protocol}, {cipher}")
+    elif local:
+        yield Finding("ok", subject, "tls", "none, on this machine's own connection")
+    else:
+        yield Finding(
+            "warn",
+            subject,
+            "tls",
+            "none: rows and password cross the network in the clear",
+            (f"add ?sslmode=require to {_VARIABLES[subject]}",),
+        )
+    if subject == "analytics" and (standby or read_only):
+        why = "a standby" if standby else "read-only (default_transaction_read_only)"
+        yield Finding("fail", subject, "writable", f"is {why}: nothing can be landed in it")
+
+
+def _clocks(core: Connection, analytics: Connection) -> Iterator[Finding]:
+    yield _clock(_ahead(core) - _ahead(analytics))
+
+
+def _clock(apart: float) -> Finding:
+    message = f"{abs(apart):.3f} s {'ahead of' if apart > 0 else 'behind'} that of analytics"
+    if abs(apart) < _APART:
+        return Finding("ok", "core", "clock", message)
+    return Finding(
+        "warn",
+        "core",
+        "clock",
+        f"{message}: what exporter status tells of time is wrong by as much",
+        ("let NTP set the clocks of both servers",),
+    )
+
+
+def _ahead(session: Connection) -> float:
+    """Return how far a server's clock is ahead of ours: the quickest of three answers tells."""
+    answers = []
+    for _ in range(3):
+        begin = time.time()
+        row = session.execute("select extract(epoch from clock_timestamp())::float8").fetchone()
+        end = time.time()
+        assert row is not None
+        answers.append((end - begin, row[0] - (begin + end) / 2))
+    return float(min(answers)[1])
+
+
+def _transactions(core: Connection) -> Iterator[Finding]:
+    row = core.execute(
+        "select pg_has_role('pg_read_all_stats', 'usage'), quote_ident(current_user),"
+        " pg_is_in_recovery(),"
+        " extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp())::float8,"
+        " (select count(*) from pg_prepared_xacts where database = current_database())"
+    ).fetchone()
+    assert row is not None
+    seen, role, standby, behind, prepared = row
+    if standby:
+        yield Finding(
+            "warn",
+            "core",
+            "standby",
+            "a standby: what is open on the primary cannot be seen, and only the lookback covers it"
+            + (f"; the last transaction replayed is {behind:.0f} s old" if behind else ""),
+        )
+    if seen:
+        yield Finding("ok", "core", "transactions", "those of other roles can be seen")
+    else:
+        yield Finding(
+            "warn",
+            "core",
+            "transactions",
+            "those of other roles are hidden: only the lookback covers rows that they commit late",
+            (f"GRANT pg_read_all_stats TO {role};",),
+        )
+    if prepared:
+        yield Finding(
+            "warn",
+            "core",
+            "prepared",
+            f"{prepared} prepared transactions hold the watermark back until they end",
+            ("select gid, prepared, owner from pg_prepared_xacts;",),
+        )
+
+
+def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Finding]:
+    missing = tuple(grants.missing_on_destination(analytics, definitions))
+    if missing:
+        yield Finding("fail", "analytics", "rights", "some are missing", missing)
+    else:
+        yield Finding("ok", "analytics", "rights", "enough to land rows")
+
+
+# -- a definition
+
+
+def of_source(
+    core: Connection, analytics: Connection | None, definition: Definition
+) -> Iterator[Finding]:
+    """Yield what there is to say of a definition's source, and of raw with ``analytics``."""
+    key = definition.key
+    name = quoted(core, definition.source.schema, definition.source.table)
+    missing = tuple(grants.missing_on_source(core, definition))
+    if missing:
+        yield Finding("fail", key, "rights", f"{name} cannot be read", missing)
+        return
+    table = find_table(core, definition, analytics)
+    cursor, _ = window.cursor_columns(definition, table)
+    rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
+    yield Finding("ok", key, "source", f"{name} can be read by {cursor.name}{rows}")
+    row = core.execute("select row_security_active(%s::oid)", (table.oid,)).fetchone()
+    if row and row[0]:
+        yield Finding("warn", key, "policies", f"row security hides rows of {name} from this role")
+    yield from _tried(key, "index", _index(core, definition, table, name))
+    if analytics:
+        yield from _tried(key, "drift", _drift(analytics, definition, table))
+
+
+def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
+    key = definition.key
+    order = (
+        definition.source.cursor.field,
+        *([definition.source.cursor.id_field] if definition.source.cursor.id_field else []),
+    )
+    columns = ", ".join(quoted(core, one) for one in order)
+    if table.kind not in ("r", "p", "m"):
+        yield Finding("ok", key, "index", f"({columns}) is the matter of what {name} reads")
+        return
+    fitting = [i.columns for i in indexes(core, table.oid) if i.columns[:1] == order[:1]]
+    if fitting:
+        best = max(fitting, key=lambda one: one[: len(order)] == order)[: len(order)]
+        yield Finding("ok", key, "index", f"({', '.join(quoted(core, one) for one in best)})")
+        return
+    statements = [f"CREATE INDEX CONCURRENTLY ON {name} ({columns});"]
+    if table.kind == "p":  # which knows no "concurrently": its index takes in those of its parts
+        parts = core.execute(
+            "select n.nspname, c.relname from pg_partition_tree(%s::oid) p"
+            " join pg_class c on c.oid = p.relid join pg_namespace n on n.oid = c.relnamespace"
+            " where p.isleaf and c.relkind = 'r' order by 1, 2",
+            (table.oid,),
+        ).fetchall()
+        names = [quoted(core, *part) for part in parts]
+        statements = [f"CREATE INDEX CONCURRENTLY ON {one} ({columns});" for one in names]
+        statements.append(f"CREATE INDEX ON {name} ({columns});")
+    yield Finding(
+        "warn",
+        key,
+        "index",
+        f"none on ({columns}): every load reads the whole table",
+        tuple(statements),
+    )
+
+
+def _drift(analytics: Connection, definition: Definition, table: Table) -> Iterator[Finding]:
+    key, raw = definition.key, str(definition.destination)
+    existing = relation_columns(
+        analytics, definition.destination.schema, definition.destination.table
+    )
+    if existing is None:
+        yield Finding("ok", key, "drift", f"{raw} is made by the first load")
+        return
+    remembered = None
+    if state.tables_exist(analytics):
+        remembered = state.remembered_columns(analytics, key)
+    columns = landed_columns(definition, table)
+    drift = plan(definition, columns, [c.name for c in table.columns], existing, remembered)
+    said = [*(change.said for change in drift.changes), *drift.told]
+    ours = {
+        STAMP: definition.destination.evolution == "evolve",
+        DELETED: definition.destination.deletes == "mark",
+    }
+    added = [name for name, wanted in ours.items() if wanted and name not in existing]
+    said += [f"{raw} gets {name}" for name in added]
+    if (drift.changes or added) and not grants.owns(analytics, definition):
+        statements = tuple(f"{one.statement.as_string(analytics)};" for one in drift.changes)
+        said = [f"only the owner of {raw} can change its columns", *said]
+        yield Finding("fail", key, "drift", "; ".join(said), statements)
+    elif said:
+        yield Finding("warn", key, "drift", "; ".join(said))
+    else:
+        yield Finding("ok", key, "drift", f"{raw} has the source's columns")
+
+
+def _lock(analytics: Connection, definition: Definition) -> Iterator[Finding]:
+    holder = state.holder(analytics, definition)
+    if holder:
+        yield Finding("warn", definition.key, "lock", f"held: {holder}")
+    else:
+        yield Finding("ok", definition.key, "lock", "free")

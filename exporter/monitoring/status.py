@@ -1,0 +1,259 @@
+"""Whether the numbers can be trusted: the runs, and how far raw is behind the source.
+
+Nothing here reads a whole table of the source: rows are counted up to a limit along an index,
+and estimated by the planner beyond it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from exporter.config.definition import Definition
+from exporter.errors import ExporterError
+from exporter.source import window
+from exporter.source.catalog import Table, find_table, indexes, planned_rows
+from exporter.state import position as state
+from exporter.state.position import State
+from exporter.wire.connection import Connection, connect
+from exporter.wire.retry import first_line
+
+COUNTED = 10_000  # rows; beyond them the planner's estimate is told
+RUNS = 10
+_SMALL = 128  # blocks, 1 MB: read whole where no index serves
+_PATIENCE = 2000  # milliseconds that the source may spend on one question
+
+_RUN = (
+    "id, command, status, started_at, finished_at, rows_read, rows_written, rows_unchanged,"
+    " rows_deleted, batches, bytes, cursor_value, cursor_id, error,"
+    " extract(epoch from finished_at - started_at)::float8 as seconds,"
+    " extract(epoch from clock_timestamp() - coalesce(finished_at, started_at))::float8 as ago"
+)
+_LAST = sql.SQL(
+    f"select {_RUN} from {{}} where key = %s and status <> 'locked' order by id desc limit 1"  # noqa: S608
+)
+_RECENT = sql.SQL(f"select {_RUN} from {{}} where key = %s order by id desc limit %s")  # noqa: S608
+# The stamp of a run's rows is taken when it starts: this is max(_exported_at), without a scan.
+_LANDED = sql.SQL(
+    "select started_at, clock_timestamp() - started_at from {}"
+    " where key = %s and rows_written > 0 order by id desc limit 1"
+)
+_TOLD = (
+    "command",
+    "started_at",
+    "finished_at",
+    "seconds",
+    "rows_read",
+    "rows_written",
+    "rows_unchanged",
+    "rows_deleted",
+    "batches",
+    "bytes",
+    "error",
+)
+
+
+class Behind(NamedTuple):
+    """What of the source has not landed. ``seconds`` are None where no index tells them."""
+
+    rows: int
+    estimated: bool
+    seconds: float | None
+
+
+class Status(NamedTuple):
+    """How a definition stands.
+
+    ``ended`` is the last run's: never, running, ok, failed, interrupted or died.
+    """
+
+    definition: Definition
+    ended: str
+    run: dict[str, Any] | None
+    stored: State
+    holder: str | None
+    landed_at: datetime | None
+    age: timedelta | None
+    behind: Behind | None
+
+    @property
+    def freshness(self) -> str | None:
+        """``pass``, ``warn`` or ``error``; None where the YAML asks for nothing."""
+        if self.definition.freshness is None:
+            return None
+        age = timedelta.max if self.age is None else self.age  # as dbt does
+        return self.definition.freshness.status(age)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        cursor, behind = self.stored.cursor, self.behind
+        return {
+            "key": self.definition.key,
+            "table": f"{self.definition.destination.schema}.{self.definition.destination.table}",
+            **_told(self.run or {}, self.ended),
+            "cursor": state.as_dict(cursor),
+            "behind": behind._asdict() if behind else None,
+            "freshness": self.freshness,
+            "landed_at": self.landed_at,
+            "holder": self.holder,
+        }
+
+
+def look(definitions: list[Definition], say: Callable[[str], None]) -> Iterator[Status]:
+    """Yield how each definition stands.
+
+    Where the source cannot tell how far behind we are, ``say`` gets the reason. Raises
+    DatabaseError where the destination cannot be reached.
+    """
+    with contextlib.ExitStack() as stack:
+        destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
+        source: Connection | None = None
+        try:
+            source = stack.enter_context(connect("DATABASE_URL_CORE"))
+        except ExporterError as error:
+            say(f"how far behind the source is not known: {error}")
+        known = state.tables_exist(destination)
+        for definition in definitions:
+            yield _status(source, destination, definition, known, say)
+
+
+def recent(definition: Definition) -> list[dict[str, Any]]:
+    """Return the last runs of a definition, the newest first, as the objects of ``--json``."""
+    with connect("DATABASE_URL_ANALYTICS") as destination:
+        if not state.tables_exist(destination):
+            return []
+        alive = state.holder(destination, definition) is not None
+        rows = destination.cursor(row_factory=dict_row).execute(
+            _RECENT.format(state.RUNS), (definition.key, RUNS)
+        )
+        found = []
+        for run in rows:
+            found.append({"id": run["id"], "key": definition.key, **_told(run, _ended(run, alive))})
+            alive = alive and run["status"] == "locked"  # those before it are over
+        return found
+
+
+def rate(run: dict[str, Any]) -> float | None:
+    """Return the rows read in a second, None of a run that has not ended."""
+    return run["rows_read"] / run["seconds"] if run.get("seconds") else None
+
+
+def _told(run: dict[str, Any], ended: str) -> dict[str, Any]:
+    return {
+        "status": ended,
+        **{name: run.get(name) for name in _TOLD},
+        "rows_per_second": rate(run),
+    }
+
+
+def _status(
+    source: Connection | None,
+    destination: Connection,
+    definition: Definition,
+    known: bool,
+    say: Callable[[str], None],
+) -> Status:
+    run, stored, landed, holder = None, State(), None, None
+    if known:
+        holder = state.holder(destination, definition)
+        stored = state.read(destination, definition.key)
+        cursor = destination.cursor(row_factory=dict_row)
+        run = cursor.execute(_LAST.format(state.RUNS), (definition.key,)).fetchone()
+        landed = destination.execute(_LANDED.format(state.RUNS), (definition.key,)).fetchone()
+    behind = None
+    if source is not None:
+        try:
+            behind = _behind(source, definition, stored)
+        except ExporterError as error:
+            say(str(error))
+        except psycopg.Error as error:
+            say(f"{definition.key}: how far behind the source is not known: {first_line(error)}")
+    return Status(
+        definition=definition,
+        ended="running" if holder else _ended(run, False) if run else "never",
+        run=run,
+        stored=stored,
+        holder=holder,
+        landed_at=landed[0] if landed else None,
+        age=landed[1] if landed else None,
+        behind=behind,
+    )
+
+
+def _ended(run: dict[str, Any], alive: bool) -> str:
+    """A run is recorded as running until it says how it ended; a killed one never does."""
+    status = str(run["status"])
+    return "died" if status == "running" and not alive else status
+
+
+# -- the source
+
+
+def _behind(source: Connection, definition: Definition, stored: State) -> Behind:
+    with source.transaction():
+        source.execute(f"set transaction read only; set local statement_timeout = {_PATIENCE}")
+        table = find_table(source, definition)
+        cursor, id_column = window.cursor_columns(definition, table)
+        if stored.next_block:  # a first load that is under way
+            left = max(0.0, 1 - stored.next_block / max(1, table.blocks))
+            return Behind(round(max(table.rows, 0) * left), True, None)
+        indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))
+        where: sql.Composable = sql.SQL("true")
+        if stored.cursor:
+            view = window.Window(cursor, id_column, None, None, 0, None, None)
+            where = window.after(view, stored.cursor)
+        small = table.kind in ("r", "m") and table.blocks <= _SMALL
+        rows = _count(source, definition, table, where, indexed or small or not stored.cursor)
+        if rows == 0:
+            return Behind(0, False, 0.0)
+        seconds = None
+        if stored.cursor and indexed and window.is_time(cursor):
+            seconds = _seconds(source, definition, stored.cursor.value)
+        if rows is not None and rows <= COUNTED:
+            return Behind(rows, False, seconds)
+        query = sql.SQL("select from {} where {}").format(definition.source.name, where)
+        planned = planned_rows(source, query)
+        return Behind(planned if planned > 1 else 0, True, seconds)  # it never says 0
+
+
+def _count(
+    source: Connection, definition: Definition, table: Table, where: sql.Composable, cheap: bool
+) -> int | None:
+    """Count up to the limit and one more; None where that would read the whole table."""
+    if not cheap or table.kind not in ("r", "p", "m"):
+        return None
+    try:
+        with source.transaction():
+            # A bitmap would be made of every row that fits before the first one is counted.
+            source.execute("set local enable_bitmapscan = off")
+            if where != sql.SQL("true"):
+                source.execute("set local enable_seqscan = off")
+            some = sql.SQL("select from {} where {} limit {}").format(
+                definition.source.name, where, COUNTED + 1
+            )
+            row = source.execute(
+                sql.SQL("select count(*) from ({}) as found").format(some)
+            ).fetchone()
+    except psycopg.errors.QueryCanceled:
+        return None
+    return int(row[0]) if row else None
+
+
+def _seconds(source: Connection, definition: Definition, position: str) -> float | None:
+    row = source.execute(
+        sql.SQL(
+            "select extract(epoch from max({0})::timestamptz - {1}::timestamptz)::float8 from {2}"
+            " where isfinite({0}) and isfinite({1}::timestamptz)"
+        ).format(
+            sql.Identifier(definition.source.cursor.field),
+            sql.Literal(position),
+            definition.source.name,
+        )
+    ).fetchone()
+    return max(0.0, row[0]) if row and row[0] is not None else None

@@ -1,0 +1,4 @@
+"""The destination: the raw table, its changes, and the ways in which rows land in it.
+
+Columns of the source and batches of rows come in; statements for the destination go out.
+"""

@@ -1,0 +1,31 @@
+"""A destination on Citus: raw tables in shards, which only some statements can reach."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from exporter.config.definition import Definition
+from exporter.wire.connection import Connection
+
+
+def is_here(destination: Connection) -> bool:
+    """Whether the database has the extension."""
+    row = destination.execute("select from pg_extension where extname = 'citus'").fetchone()
+    return row is not None
+
+
+def has(destination: Connection, definition: Definition) -> bool:
+    """Whether the raw table, which is there, is one of Citus: distributed or a reference table."""
+    row = destination.execute(
+        "select from pg_dist_partition where logicalrelid = to_regclass(%s)",
+        (definition.destination.name.as_string(destination),),
+    ).fetchone()
+    return row is not None
+
+
+def distribution(definition: Definition) -> sql.Composed:
+    """Return the statement that spreads an empty raw table over the nodes."""
+    name = definition.destination.name.as_string(None)
+    return sql.SQL("select create_distributed_table({}, {})").format(
+        sql.Literal(name), sql.Literal(definition.destination.distribution_column)
+    )

@@ -1,0 +1,159 @@
+"""What became of the source's columns since the last load, and what that means for raw."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from psycopg import sql
+
+from exporter.config.definition import Definition
+from exporter.errors import DriftError
+from exporter.source.catalog import Column
+
+_ORDER = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
+_SIZED = {"numeric", "character varying", "bit varying", "interval"}
+_SIZED |= {
+    f"{kind} {zone} time zone" for kind in ("time", "timestamp") for zone in ("with", "without")
+}
+
+
+class Change(NamedTuple):
+    """A statement that brings a column of raw nearer to its source, and what to tell of it."""
+
+    statement: sql.Composed
+    said: str
+    column: str
+
+
+class Drift(NamedTuple):
+    """``changes`` are for raw; ``gone`` the columns that the source lost and raw keeps, as NULL.
+
+    ``remembered`` is what the next load compares with: column → type, None for one that is gone.
+    """
+
+    changes: tuple[Change, ...]
+    gone: tuple[Column, ...]
+    told: tuple[str, ...]
+    remembered: dict[str, str | None]
+
+
+def plan(
+    definition: Definition,
+    columns: Sequence[Column],
+    at_source: Sequence[str],
+    existing: dict[str, str],
+    remembered: dict[str, str | None] | None,
+) -> Drift:
+    """Decide what is to be done for raw to take these columns.
+
+    ``existing`` are raw's columns with their types. Where nothing is remembered the table is not
+    ours, and its types are used as they are. Raises DriftError for what is not safe to do, and
+    with ``schema: freeze`` for whatever has changed; the hint is the statement that would.
+    """
+    known = remembered or {}
+    changes = []
+    for column in columns:
+        present = existing.get(column.name)
+        before = known.get(column.name)
+        if present is None:
+            changes.append(_add(definition, column))
+        elif before is not None and before != column.base and not holds(present, column.raw_type):
+            changes.append(_widen(definition, column, present, str(before)))
+    names = {column.name for column in columns}
+    gone, told = [], []
+    for name, before in known.items():
+        if name in names or name in at_source or name not in existing:
+            continue
+        kept = existing[name]
+        gone.append(Column(name, kept, kept, kept, False, False, expression="null"))
+        if before is not None:
+            told.append(_dropped(definition, name))
+    return Drift(
+        tuple(changes),
+        tuple(gone),
+        tuple(told),
+        {c.name: c.base for c in columns} | {c.name: None for c in gone},
+    )
+
+
+def _add(definition: Definition, column: Column) -> Change:
+    name = str(definition.destination)
+    statement = _alter(definition, "add column {name} {type}", column.name, column.raw_type)
+    if definition.destination.evolution == "freeze":
+        raise _frozen(definition, f"{name} has no column {column.name}", statement)
+    return Change(
+        statement,
+        f"new column {column.name} {column.raw_type}: rows that landed before have NULL in it;"
+        f" exporter load {definition.key} --full-refresh fills them",
+        column.name,
+    )
+
+
+def _widen(definition: Definition, column: Column, present: str, before: str) -> Change:
+    kind = column.raw_type
+    what = (
+        f"column {column.name} was {before} at the source and is {column.base} now,"
+        f" {definition.destination} has {present}"
+    )
+    action = "alter column {name} type {type}"
+    if not widens(present, kind):  # PostgreSQL would write the table anew, or a value be lost
+        using = _alter(definition, action + " using {name}::{type}", column.name, kind)
+        raise DriftError(f"{definition.key}: {what}", hint=using.as_string(None))
+    statement = _alter(definition, action, column.name, kind)
+    if definition.destination.evolution == "freeze":
+        raise _frozen(definition, what, statement)
+    said = f"column {column.name} widened from {present} to {kind}"
+    return Change(statement, said, column.name)
+
+
+def _dropped(definition: Definition, name: str) -> str:
+    if definition.destination.evolution == "freeze":
+        statement = _alter(definition, "drop column {name}", name)
+        raise _frozen(definition, f"the source has no column {name} any more", statement)
+    return f"the source has no column {name} any more: raw keeps it, and has NULL in it from now on"
+
+
+def _frozen(definition: Definition, what: str, statement: sql.Composed) -> DriftError:
+    return DriftError(
+        f"{definition.key}: {what}, and exporter.schema is freeze",
+        hint=statement.as_string(None),
+    )
+
+
+def _alter(definition: Definition, action: str, column: str, kind: str = "") -> sql.Composed:
+    table = definition.destination.name
+    return sql.SQL("alter table {} ").format(table) + sql.SQL(action).format(
+        name=sql.Identifier(column), type=sql.SQL(kind)
+    )
+
+
+def holds(raw: str, source: str) -> bool:
+    """Whether every value of the source's type has a place in raw's, as it is."""
+    for order in _ORDER:
+        if raw in order and source in order:
+            return order.index(source) <= order.index(raw)
+    return raw == source or widens(source, raw)
+
+
+def widens(old: str, new: str) -> bool:
+    """Whether PostgreSQL changes the type without writing the table anew, and nothing is lost."""
+    (kind, size), (new_kind, new_size) = _parsed(old), _parsed(new)
+    if kind != new_kind:
+        texts = {"text", "character varying"}
+        return {kind, new_kind} == texts and new_size is None
+    if kind not in _SIZED or size == new_size:
+        return size == new_size
+    if new_size is None or size is None:
+        return new_size is None
+    return size[0] <= new_size[0] and size[1:] == new_size[1:]
+
+
+def _parsed(kind: str) -> tuple[str, tuple[int, ...] | None]:
+    """`numeric(10,2)` → `numeric`, (10, 2); `timestamp(3) with time zone` likewise."""
+    found = re.search(r"\(([\d,-]+)\)", kind)
+    if found is None:
+        return kind, None
+    size = tuple(int(part) for part in found[1].split(","))
+    return kind[: found.start()] + kind[found.end() :], size

@@ -1,0 +1,218 @@
+"""The source's rows and raw's as two sides of a comparison: what names a row, and its hashes.
+
+Both hash the text of what raw has, or would have, under the settings that all sessions here share:
+the same value gives the same hash on every server, whatever its version, collations and encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from psycopg import sql
+
+from exporter.config.definition import Definition
+from exporter.errors import DriftError
+from exporter.raw.table import DELETED, STAMP
+from exporter.source.catalog import Column, Table, landed_columns, relation_columns
+from exporter.wire.connection import Connection
+
+BUCKETS = 65_536
+TRUE, FALSE = sql.SQL("true"), sql.SQL("false")
+COMMA = sql.SQL(", ")
+
+
+class Value(NamedTuple):
+    """A column of one side. ``stored`` is what an index has, ``value`` what raw has of it."""
+
+    name: str
+    stored: sql.Composable
+    type: str
+    value: sql.Composable
+    text: sql.Composable
+
+
+class Side(NamedTuple):
+    """The rows of one server. ``keys`` name a row, ``columns`` have to be the same in it."""
+
+    table: sql.Composable
+    keys: tuple[Value, ...]
+    columns: tuple[Value, ...]
+    convert: bool  # the servers' encodings differ
+    where: sql.Composable
+    newest: tuple[Column, ...] = ()  # the order by which one of a key's rows has landed
+
+    @property
+    def bucket(self) -> sql.Composable:
+        """The number of a row's bucket."""
+        return sql.SQL("(({}) & {})::int").format(
+            _hash((one.text for one in self.keys), self.convert), sql.Literal(BUCKETS - 1)
+        )
+
+    def rows(
+        self,
+        where: sql.Composable = TRUE,
+        *,
+        flight: sql.Composable = FALSE,
+        each: bool = False,
+    ) -> sql.Composable:
+        """Return the query for rows: key, bucket, hash, in flight; and with ``each``, the columns'.
+
+        ``flight`` is the condition for rows that are in flight.
+        """
+        keys = COMMA.join(one.value for one in self.keys)
+        hashes = [_hash([one.text], self.convert) for one in self.columns] if each else []
+        query = sql.SQL(
+            "select {distinct}{keys}, {bucket} as bucket, {hash} as hash,"
+            " coalesce({flight}, false) as in_flight, array[{hashes}]::bigint[] as hashes"
+            " from {table} where {always} and {where}"
+        ).format(
+            distinct=sql.SQL("distinct on ({}) ").format(keys) if self.newest else sql.SQL(""),
+            keys=COMMA.join(
+                sql.SQL("{} as {}").format(one.value, name)
+                for one, name in zip(self.keys, names(self.keys), strict=True)
+            ),
+            bucket=self.bucket,
+            hash=_hash((one.text for one in self.columns), self.convert),
+            flight=flight,
+            hashes=COMMA.join(hashes),
+            table=self.table,
+            always=self.where,
+            where=where,
+        )
+        if self.newest:
+            order = [sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in self.newest]
+            query += sql.SQL(" order by {}, {}").format(keys, COMMA.join(order))
+        return query
+
+
+class Comparison(NamedTuple):
+    """The two sides. ``missing`` are columns that raw does not have yet."""
+
+    definition: Definition
+    table: Table
+    source: Side
+    raw: Side
+    missing: tuple[str, ...]
+    stamped: bool  # raw has `_exported_at`
+
+
+def names(keys: Sequence[Value]) -> list[sql.Identifier]:
+    """Return what the key's columns are called in the queries and temporary tables here."""
+    return [sql.Identifier(f"k{number}") for number in range(len(keys))]
+
+
+def comparison(
+    source: Connection,
+    destination: Connection,
+    definition: Definition,
+    table: Table,
+    *,
+    keys_only: bool = False,
+) -> Comparison:
+    """Return what is to be compared: the columns that land, as raw has them. Raises DriftError."""
+    existing = relation_columns(
+        destination, definition.destination.schema, definition.destination.table
+    )
+    if existing is None:
+        raise DriftError(
+            f"{definition.key}: there is no table {definition.destination} yet",
+            hint=f"exporter load {definition.key}",
+        )
+    landed = landed_columns(definition, table)
+    pairs = {
+        column.name: _pair(source, column, existing[column.name])
+        for column in landed
+        if column.name in existing
+    }
+    for name in definition.destination.conflict_columns:
+        if name not in pairs:
+            raise DriftError(
+                f"{definition.key}: {definition.destination} has no column {name},"
+                " which is one of conflict_columns",
+                hint=f"exporter load {definition.key}",
+            )
+    named = definition.destination.conflict_columns or tuple(
+        name
+        for name in (definition.source.cursor.field, definition.source.cursor.id_field)
+        if name in pairs
+    )
+    unique = frozenset(definition.destination.conflict_columns)
+    order: list[str | None] = []
+    if unique and not any(key <= unique for key in table.unique_keys):
+        order = [definition.source.cursor.field, definition.source.cursor.id_field]
+    encodings = {one.info.parameter_status("server_encoding") for one in (source, destination)}
+    convert = len(encodings) > 1
+
+    def side(
+        place: int, table_name: sql.Identifier, where: sql.Composable, newest: Sequence[str | None]
+    ) -> Side:
+        columns = tuple(pair[place] for pair in pairs.values())
+        keys = tuple(pairs[name][place] for name in named)
+        return Side(
+            table_name,
+            keys or (_hash_as_key(columns, convert),),
+            keys if keys_only else columns,
+            convert,
+            where,
+            tuple(table.column(name) for name in newest if name),
+        )
+
+    ours: sql.Composable = TRUE
+    theirs: sql.Composable = TRUE
+    if definition.source.cursor.nulls == "skip":
+        ours = sql.SQL("{} is not null").format(sql.Identifier(definition.source.cursor.field))
+    if definition.destination.deletes == "mark" and DELETED in existing:
+        theirs = sql.SQL("{} is null").format(sql.Identifier(DELETED))
+    missing = tuple(column.name for column in landed if column.name not in existing)
+    return Comparison(
+        definition,
+        table,
+        side(0, definition.source.name, ours, order),
+        side(
+            1,
+            definition.destination.name,
+            theirs,
+            (),
+        ),
+        missing,
+        STAMP in existing,
+    )
+
+
+def _pair(source: Connection, column: Column, existing: str) -> tuple[Value, Value]:
+    """Return a column as the source and as raw have it."""
+    name = sql.Identifier(column.name)
+    stored = column.selected if column.expression is not None else name
+    value = column.selected
+    as_text = "{}::text"
+    if existing != column.raw_type:  # a table that migrations own
+        # concat() writes what COPY does: `t` where the cast to text says `true`.
+        as_text = "case when {0} is not null then concat({0}) end"
+        value = sql.SQL(f"({as_text})").format(value)
+        builtin = source.execute(
+            "select to_regtype(regexp_replace(%s, '\\([^)]*\\)', ''))::oid < 10000", (existing,)
+        ).fetchone()
+        if builtin and builtin[0]:
+            value = sql.SQL("{}::{}").format(value, sql.SQL(existing))
+    text = sql.SQL(as_text)
+    return (
+        Value(column.name, stored, column.type, value, text.format(value)),
+        Value(column.name, name, existing, name, text.format(name)),
+    )
+
+
+def _hash_as_key(columns: Sequence[Value], convert: bool) -> Value:
+    """Return what names a row of an append-only log whose cursor does not land."""
+    hashed = sql.SQL("({})").format(_hash((one.text for one in columns), convert))
+    return Value("hash", hashed, "bigint", hashed, sql.SQL("{}::text").format(hashed))
+
+
+def _hash(texts: Iterable[sql.Composable], convert: bool) -> sql.Composable:
+    """Hash texts with their places; NULL is a value. Cheaper than to write the row as text."""
+    form = 'coalesce(hashtextextended({} collate "C", {}), 0)'
+    if convert:
+        form = form.replace("{}", "encode(convert_to({}, 'UTF8'), 'escape')", 1)
+    return sql.SQL(" # ").join(
+        sql.SQL(form).format(one, sql.Literal(place)) for place, one in enumerate(texts, 1)
+    )

@@ -1,0 +1,156 @@
+"""The source tables in dbt docs: the nodes and edges that dbt itself has no way to declare.
+
+A dbt source has no parents (dbt-core issue 6143), and a table of another database is no relation
+that dbt could look at. So what ``dbt docs generate`` wrote is completed: each table that a
+definition reads becomes a source of its own, with its columns, and the parent of its raw table.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from exporter.config.definition import Definition
+from exporter.errors import ProjectError
+from exporter.source import catalog
+from exporter.wire.connection import Connection, connect
+
+SOURCE = "core"
+_MARK = f"._{SOURCE}."  # in our nodes' ids: a source of the project may be called core, too
+_COMMENTS = """
+select coalesce(a.attname, ''), d.description
+from pg_description d left join pg_attribute a on a.attrelid = d.objoid and a.attnum = d.objsubid
+    and a.attnum > 0
+where d.classoid = 'pg_class'::regclass and d.objoid = %s
+"""
+
+
+class Origin(NamedTuple):
+    """A table of the source, as dbt docs is to show it."""
+
+    definition: Definition
+    database: str
+    is_view: bool
+    types: dict[str, str]
+    comments: dict[str, str]  # of the columns; the table's own has no name
+
+
+def complete(folder: Path, definitions: list[Definition]) -> list[str]:
+    """Add the definitions' source tables to what ``dbt docs generate`` left in a folder.
+
+    Returns the edges, a line each. Raises ProjectError where dbt left nothing, SourceError for a
+    table that is not there.
+    """
+    files = [folder / "manifest.json", folder / "catalog.json"]
+    for file in files:
+        if not file.is_file():
+            raise ProjectError(f"{file} is not there", hint="dbt docs generate")
+    manifest, tables = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    for content in (manifest, tables):  # what an earlier call added
+        content["sources"] = {i: s for i, s in content["sources"].items() if _MARK not in i}
+    with connect("DATABASE_URL_CORE") as source:
+        edges = [add(manifest, tables, read(source, one)) for one in definitions]
+    for file, content in zip(files, (manifest, tables), strict=True):
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return [edge for edge in edges if edge]
+
+
+def read(source: Connection, definition: Definition) -> Origin:
+    """Return what the source's catalog says of a table. Raises SourceError."""
+    table = catalog.find_table(source, definition)
+    comments = source.execute(_COMMENTS, (table.oid,)).fetchall()
+    types = {column.name: column.type for column in table.columns}
+    return Origin(definition, source.info.dbname, table.kind in "vm", types, dict(comments))
+
+
+def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str | None:
+    """Put a table and its edge into dbt's manifest and catalog; None where dbt has no raw table."""
+    definition = origin.definition
+    place = (definition.destination.schema, definition.destination.table)
+    for raw in manifest["sources"].values():
+        if (raw["schema"], raw["identifier"]) == place:
+            break
+    else:
+        return None  # switched off in dbt
+    name = definition.source.table
+    if definition.source.schema != "public":
+        name = f"{definition.source.schema}.{name}"
+    node = _node(raw, name, origin)
+    child, parent = raw["unique_id"], node["unique_id"]
+    manifest["sources"][parent] = node
+    manifest["parent_map"].setdefault(parent, [])
+    manifest["parent_map"][child] = [parent]
+    children = manifest["child_map"].setdefault(parent, [])
+    if child not in children:
+        children.append(child)
+    tables["sources"][parent] = _entry(node, origin)
+    return f"{SOURCE}.{name} ▸ {raw['source_name']}.{raw['name']}"
+
+
+def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
+    """Return a source like dbt's own, with the columns that raw describes described."""
+    definition = origin.definition
+    described = {one: column["description"] for one, column in raw["columns"].items()}
+    order = ", ".join(
+        f"`{one}`"
+        for one in (definition.source.cursor.field, definition.source.cursor.id_field)
+        if one
+    )
+    told = (
+        f"`exporter load {definition.key}` reads it in the order of {order}, and lands it in"
+        f" `{definition.destination}`."
+    )
+    columns: dict[str, Any] = {
+        column: {
+            "name": column,
+            "description": described.get(column) or origin.comments.get(column) or "",
+            "data_type": kind,
+            "meta": {},
+            "tags": [],
+        }
+        for column, kind in origin.types.items()
+    }
+    return raw | {
+        "database": origin.database,
+        "schema": definition.source.schema,
+        "name": name,
+        "identifier": definition.source.table,
+        "source_name": SOURCE,
+        "source_description": "The tables of the core database that `exporter` reads.",
+        "loader": "the application",
+        "fqn": [raw["package_name"], SOURCE, name],
+        "unique_id": f"source.{raw['package_name']}{_MARK}{name}",
+        "relation_name": f'"{definition.source.schema}"."{definition.source.table}"',
+        "description": "\n\n".join(
+            filter(None, [origin.comments.get(""), raw["description"], told])
+        ),
+        "columns": columns,
+        "loaded_at_field": None,
+        "freshness": None,
+    }
+
+
+def _entry(node: dict[str, Any], origin: Origin) -> dict[str, Any]:
+    """Return a table of dbt's catalog."""
+    return {
+        "unique_id": node["unique_id"],
+        "metadata": {
+            "type": "VIEW" if origin.is_view else "BASE TABLE",
+            "database": node["database"],
+            "schema": node["schema"],
+            "name": node["identifier"],
+            "comment": origin.comments.get(""),
+            "owner": None,
+        },
+        "columns": {
+            name: {
+                "type": kind,
+                "index": index,
+                "name": name,
+                "comment": origin.comments.get(name),
+            }
+            for index, (name, kind) in enumerate(origin.types.items(), 1)
+        },
+        "stats": {},
+    }

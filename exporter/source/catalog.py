@@ -1,0 +1,318 @@
+"""What the two catalogs know of a table: its kind, its columns, and their types in raw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from exporter.config.definition import Definition
+from exporter.errors import SourceError, nearest
+from exporter.source import types as raw_types
+from exporter.wire.connection import Connection
+
+
+class Column(NamedTuple):
+    """A column of the source.
+
+    ``base`` is what its type is made of, such as a domain's base, in the source's words;
+    ``raw_type`` what the raw table gives it, in the destination's.
+    """
+
+    name: str
+    type: str
+    base: str
+    raw_type: str
+    not_null: bool
+    binary: bool  # its binary form means the same on every server
+    typmod: int = -1
+    expression: str | None = None  # what the source computes instead of reading a column
+
+    @property
+    def selected(self) -> sql.Composable:
+        """The expression that reads the column for raw."""
+        name: sql.Composable = sql.Identifier(self.name)
+        if self.expression is not None:
+            name = sql.SQL("({})").format(sql.SQL(self.expression))
+        wanted = self.raw_type if self.raw_type in raw_types.TEXTS else self.base
+        return name if self.type == wanted else sql.SQL("{}::{}").format(name, sql.SQL(wanted))
+
+
+class Table(NamedTuple):
+    """A table of the source, as it stands in the transaction that reads it."""
+
+    oid: int
+    kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
+    columns: tuple[Column, ...]
+    computed: tuple[Column, ...]  # of the definition's expressions
+    blocks: int
+    rows: float  # the planner's estimate; below 0 where it has none
+    file: str  # changes when the table is rewritten
+    has_xmin: bool  # the rows of foreign tables and of views carry none
+    in_blocks: bool  # one heap, and a server (from 14 on) that reads a range of it without the rest
+    unique_keys: tuple[frozenset[str], ...]
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name. Raises KeyError."""
+        return {column.name: column for column in self.columns}[name]
+
+
+_RELATION = """
+select c.oid, c.relkind::text, c.reltuples,
+    coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+    pg_relation_filenode(c.oid)::text,
+    c.relkind in ('r', 'm') and not c.relhassubclass
+        and current_setting('server_version_num')::int >= 140000,
+    c.relkind in ('r', 'm') or (c.relkind = 'p' and not exists (
+        select from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid
+        where l.relkind = 'f')),
+    coalesce((
+        select array_agg(k.names) from (
+            select array_to_json(array_agg(a.attname))::text as names
+            from pg_index i
+            join pg_attribute a on a.attrelid = i.indrelid
+                and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+            where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate
+                and i.indpred is null and i.indexprs is null
+            group by i.indexrelid
+        ) k), '{}')
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
+"""
+# Every type is taken apart to what it is made of: domain to base, array to element.
+_COLUMNS = """
+with recursive
+col as (
+    select attnum, attname, attnotnull, atttypid, atttypmod
+    from pg_attribute where attrelid = %(oid)s and attnum > 0 and not attisdropped
+    union all
+    select ordinality::int2, name::name, false, typid, typmod
+    from unnest(%(names)s::text[], %(types)s::oid[], %(typmods)s::int[])
+        with ordinality as e (name, typid, typmod, ordinality)
+),
+part (attnum, typid, typmod, is_array, depth) as (
+    select attnum, atttypid, atttypmod, false, 0 from col
+    union all
+    select p.attnum,
+        case when t.typtype = 'd' then t.typbasetype else t.typelem end,
+        case when t.typtype = 'd' and t.typtypmod >= 0 then t.typtypmod else p.typmod end,
+        p.is_array or t.typtype <> 'd', p.depth + 1
+    from part p join pg_type t on t.oid = p.typid
+    where t.typtype = 'd' or (not p.is_array and t.typcategory = 'A' and exists (
+        select from pg_type e where e.oid = t.typelem and e.typarray = t.oid))  -- no oidvector
+),
+last as (select distinct on (attnum) * from part order by attnum, depth desc)
+select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
+    format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
+    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod
+from col c join last l on l.attnum = c.attnum join pg_type t on t.oid = l.typid
+order by c.attnum
+"""
+
+
+def find_table(
+    source: Connection, definition: Definition, destination: Connection | None = None
+) -> Table:
+    """Read the source table's catalog entry. Raises SourceError where it is not there."""
+    found = source.execute(
+        _RELATION, (definition.source.schema, definition.source.table)
+    ).fetchone()
+    if found is None:
+        raise _missing_table(source, definition)
+    oid, kind, rows, blocks, file, in_blocks, has_xmin, keys = found
+    columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
+    names = [column.name for column in columns]
+    for key, wanted in (
+        ("columns", definition.source.columns or ()),
+        ("exclude", definition.source.exclude),
+    ):
+        for name in wanted:
+            if name not in names and name not in definition.source.expressions:
+                raise missing_column(definition, f"source.{key}", name, names)
+    return Table(
+        oid=oid,
+        kind=kind,
+        columns=columns,
+        computed=_computed(source, destination, definition),
+        blocks=blocks,
+        rows=rows,
+        file=file or "",
+        has_xmin=has_xmin,
+        in_blocks=in_blocks,
+        unique_keys=tuple(frozenset(_names(text)) for text in keys),
+    )
+
+
+# From statistics: to ask for a file's size would wait where a table is locked.
+_SIZES = """
+with recursive part (root, oid) as (
+    select c.oid, c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where (n.nspname, c.relname) in (select * from unnest(%s::text[], %s::text[]))
+    union all
+    select p.root, i.inhrelid from part p join pg_inherits i on i.inhparent = p.oid
+)
+select n.nspname, r.relname, sum(greatest(c.relpages, 0))
+from part p join pg_class c on c.oid = p.oid join pg_class r on r.oid = p.root
+    join pg_namespace n on n.oid = r.relnamespace
+group by r.oid, 1, 2
+"""
+
+
+def blocks_of(source: Connection, definitions: Iterable[Definition]) -> dict[str, int]:
+    """Return how many blocks the definitions' source tables had when last analyzed, by key."""
+    chosen = list(definitions)
+    names = [(one.source.schema, one.source.table) for one in chosen]
+    rows = source.execute(_SIZES, [list(part) for part in zip(*names, strict=True)]).fetchall()
+    sizes = {(schema, table): int(size) for schema, table, size in rows}
+    return {one.key: sizes.get(name, 0) for one, name in zip(chosen, names, strict=True)}
+
+
+def landed_columns(definition: Definition, table: Table) -> tuple[Column, ...]:
+    """Return the columns that raw gets: in the source's order, then the new computed ones."""
+    computed = {column.name: column for column in table.computed}
+    chosen = [computed.pop(c.name, c) for c in table.columns if definition.source.lands(c.name)]
+    return (*chosen, *computed.values())
+
+
+def relation_columns(connection: Connection, schema: str, name: str) -> dict[str, str] | None:
+    """Return name → type of a relation's columns, None where there is no such relation."""
+    rows = connection.execute(
+        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_class c"
+        " join pg_namespace n on n.oid = c.relnamespace"
+        " left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+        " where n.nspname = %s and c.relname = %s order by a.attnum",
+        (schema, name),
+    ).fetchall()
+    return {row[0]: row[1] for row in rows if row[0] is not None} if rows else None
+
+
+def quoted(connection: Connection, *names: str) -> str:
+    """Return a dotted name for a person to paste: in quotes only where PostgreSQL needs them."""
+    row = connection.execute(
+        "select string_agg(quote_ident(n), '.' order by place)"
+        " from unnest(%s::text[]) with ordinality t (n, place)",
+        (list(names),),
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+class Index(NamedTuple):
+    """An index that a read in the order of its columns can use."""
+
+    columns: tuple[str, ...]
+    unique: bool
+    primary: bool
+
+
+def indexes(connection: Connection, oid: int) -> list[Index]:
+    """Return the indexes of a table, the primary key first."""
+    rows = connection.execute(
+        "select array_agg(a.attname::text order by k.place), i.indisunique, i.indisprimary"
+        " from pg_index i"
+        " join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam"
+        " cross join lateral unnest((i.indkey::int2[])[0:i.indnkeyatts - 1])"
+        " with ordinality k (attnum, place)"
+        " join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum"
+        " where i.indrelid = %s and i.indisvalid and i.indpred is null and i.indexprs is null"
+        " and m.amname = 'btree' group by i.indexrelid, i.indisunique, i.indisprimary"
+        " order by i.indisprimary desc, count(*), i.indexrelid",
+        (oid,),
+    )
+    return [Index(tuple(names), unique, primary) for names, unique, primary in rows]
+
+
+def columns_of(source: Connection, oid: int) -> tuple[Column, ...]:
+    """Return a table's columns. ``raw_type`` is what a destination gives them that knows it."""
+    return _columns(source, None, {"oid": oid, **_NO_EXPRESSIONS})
+
+
+def planned_rows(connection: Connection, query: sql.Composable) -> int:
+    """Return how many rows the planner expects of a query. Nothing is read."""
+    row = connection.execute(sql.SQL("explain (format json) {}").format(query)).fetchone()
+    assert row is not None
+    return int(row[0][0]["Plan"]["Plan Rows"])
+
+
+def missing_column(
+    definition: Definition, key: str, name: str, known: Sequence[str]
+) -> SourceError:
+    """Return the error for a column that the source does not have."""
+    table = f"{definition.source.schema}.{definition.source.table}"
+    return SourceError(
+        f"{definition.where}: exporter.{key} names {name}, which {table} does not have",
+        hint=nearest(name, known),
+    )
+
+
+_NO_EXPRESSIONS: dict[str, object] = {"names": [], "types": [], "typmods": []}
+
+
+def _computed(
+    source: Connection, destination: Connection | None, definition: Definition
+) -> tuple[Column, ...]:
+    """Describe what the definition's expressions give. Raises SourceError for a wrong one."""
+    found = []
+    for name, expression in definition.source.expressions.items():
+        statement = sql.SQL("select ({}) from {} limit 0").format(
+            sql.SQL(expression), definition.source.name
+        )
+        try:
+            with source.transaction():
+                result = source.execute(statement).pgresult
+        except psycopg.ProgrammingError as error:
+            raise SourceError(
+                f"{definition.where}: exporter.source.columns: the expression of {name}:"
+                f" {error.diag.message_primary}",
+                hint="it is SQL that the source computes for each row",
+            ) from None
+        assert result is not None
+        found.append((name, result.ftype(0), result.fmod(0)))
+    if not found:
+        return ()
+    names, types, typmods = (list(values) for values in zip(*found, strict=True))
+    values = {"oid": 0, "names": names, "types": types, "typmods": typmods}
+    return tuple(
+        column._replace(expression=definition.source.expressions[column.name])
+        for column in _columns(source, destination, values)
+    )
+
+
+def _columns(
+    source: Connection, destination: Connection | None, asked: dict[str, object]
+) -> tuple[Column, ...]:
+    rows = source.execute(_COLUMNS, asked).fetchall()
+    extensions = raw_types.extensions(source, [row[6] for row in rows])
+    kinds = [raw_types.Kind(*(*row[4:], extensions.get(row[6]))) for row in rows]
+    ours = source.info.server_version
+    theirs = destination.info.server_version if destination else ours
+    known = raw_types.known(destination, kinds, ours)
+    columns = []
+    for (name, declared, not_null, typmod, *_), kind in zip(rows, kinds, strict=True):
+        raw, binary = raw_types.decide(kind, known.get(kind), ours, theirs)
+        columns.append(Column(name, declared, kind.base, raw, not_null, binary, typmod))
+    return tuple(columns)
+
+
+def _names(text: str) -> list[str]:
+    import json  # noqa: PLC0415
+
+    return [str(name) for name in json.loads(text)]
+
+
+def _missing_table(source: Connection, definition: Definition) -> SourceError:
+    known = [
+        row[0]
+        for row in source.execute(
+            "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')",
+            (definition.source.schema,),
+        )
+    ]
+    wanted = f'{definition.source.schema}."{definition.source.table}"'
+    return SourceError(
+        f"{definition.where}: the source database has no table {wanted}",
+        hint=nearest(definition.source.table, known),
+    )

@@ -1,0 +1,132 @@
+"""Who may commit a range of a first load: only the range that is next, of the run that is current.
+
+Ranges may be read and copied side by side, on any machine. They end in their order: a range's
+transaction moves ``next_block`` from its first block to its last, and only the range whose turn it
+is can do that, once. So what has landed is always the front of the table and one number tells it,
+stamps never go backwards, and an attempt that somebody else has finished, or whose run is over,
+ends with nothing. Its session may still hold locks, or may never move again (a paused machine):
+whoever takes over ends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from psycopg import sql
+
+from exporter.config.definition import Definition
+from exporter.errors import DatabaseError, LockedError
+from exporter.state import position as state
+from exporter.state.position import RUNS, STATE
+from exporter.wire.connection import Connection
+
+_PATIENCE = 20.0  # seconds for sessions to end
+_HOLDERS = (
+    "select pid from pg_locks where locktype = 'advisory' and objsubid = 2 and granted"
+    " and database = (select oid from pg_database where datname = current_database())"
+    " and classid = %(definition)s::oid and pid <> pg_backend_pid()"
+    " and (%(range)s::int is null or objid = %(range)s::int::oid)"
+)
+
+
+def close(destination: Connection, definition: Definition) -> None:
+    """Keep the ranges of every earlier run from landing. The caller holds the definition's lock.
+
+    Waits for a range that is just being committed; then what is stored is final.
+    """
+    destination.execute(
+        sql.SQL("update {} set run = null where key = %s").format(STATE), (definition.key,)
+    )
+    end_sessions(destination, definition)
+
+
+def end_sessions(destination: Connection, definition: Definition, part: int | None = None) -> None:
+    """End the sessions that hold a range, or any of the definition. Raises DatabaseError."""
+    asked = {"definition": state.lock_number(definition) >> 32, "range": part}
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        found = destination.execute(
+            f"select count(pg_terminate_backend(pid)) from ({_HOLDERS}) h",  # noqa: S608
+            asked,
+        ).fetchone()
+        if not found or not found[0]:
+            return
+        time.sleep(0.05)
+    raise DatabaseError(
+        f"{definition.key}: sessions of an earlier run do not end",
+        hint="select * from pg_stat_activity where application_name = 'dbt-exporter'",
+    )
+
+
+def hold(destination: Connection, definition: Definition, run: str, part: int, end: int) -> bool:
+    """Take a range for this transaction, False if it has landed before.
+
+    The session of an earlier attempt at it is ended. Raises LockedError where the run is over.
+    """
+    number = state.lock_number(definition) >> 32
+    row = destination.execute(
+        "select pg_try_advisory_xact_lock(%s::int, %s::int)", (number, part)
+    ).fetchone()
+    if not row or not row[0]:
+        end_sessions(destination, definition, part)
+        destination.execute("select pg_advisory_xact_lock(%s::int, %s::int)", (number, part))
+    return _lies_ahead(destination, definition, run, end)
+
+
+def advance(
+    destination: Connection,
+    definition: Definition,
+    run: str,
+    blocks: tuple[int, int],
+    stamp: str,
+    counts: tuple[int, int, int, int],  # the run's id, rows read, rows written, bytes
+    wait: Callable[[], None],
+) -> bool:
+    """Record a range in the transaction that lands it; False if that has been done before.
+
+    Calls ``wait`` between looks at whether it is this range's turn. Raises LockedError where the
+    run is over.
+    """
+    run_id, rows, written, size = counts
+    statement = sql.SQL(
+        "with moved as (update {} set next_block = %(end)s, exported_at = %(stamp)s,"
+        " updated_at = now() where key = %(key)s and run = %(run)s and next_block = %(first)s"
+        " returning 1),"
+        " told as (update {} set rows_read = rows_read + %(rows)s, bytes = bytes + %(size)s,"
+        " rows_written = rows_written + %(written)s, rows_unchanged = rows_unchanged"
+        " + %(rows)s - %(written)s, batches = batches + 1"
+        " where id = %(id)s and exists (select from moved))"
+        " select count(*) from moved"
+    ).format(STATE, RUNS)
+    values = {
+        "key": definition.key,
+        "run": run,
+        "first": blocks[0],
+        "end": blocks[1],
+        "stamp": stamp,
+        "id": run_id,
+        "rows": rows,
+        "written": written,
+        "size": size,
+    }
+    while True:
+        moved = destination.execute(statement, values).fetchone()
+        if moved and moved[0]:
+            return True
+        if not _lies_ahead(destination, definition, run, blocks[1]):
+            return False
+        wait()
+
+
+def check_holder(destination: Connection, definition: Definition) -> None:
+    """Raise LockedError where the run that ranges belong to has ended without a word."""
+    if state.holder(destination, definition) is None:
+        raise LockedError(f"{definition.key}: the load whose ranges these are has ended")
+
+
+def _lies_ahead(destination: Connection, definition: Definition, run: str, end: int) -> bool:
+    now = state.read(destination, definition.key)
+    if now.run != run:
+        raise LockedError(f"{definition.key}: another run has taken this load over")
+    return (now.next_block or 0) < end

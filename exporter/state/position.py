@@ -1,0 +1,263 @@
+"""The stored position, the record of runs, and the lock: tables and calls in the destination."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from exporter.config.definition import Definition
+from exporter.errors import LockedError
+from exporter.wire.connection import Connection
+
+SCHEMA = "analytics_raw"
+STATE = sql.Identifier(SCHEMA, "_exporter_state")
+RUNS = sql.Identifier(SCHEMA, "_exporter_runs")
+_TABLES = f"""
+create table if not exists {SCHEMA}._exporter_state (
+    key text primary key,
+    cursor_value text,
+    cursor_id text,
+    watermark_value text,
+    watermark_id text,
+    snapshot_xmin text,
+    horizon text,
+    pending_value text,
+    pending_at text,
+    source text,
+    file text,
+    next_block bigint,
+    run text,
+    exported_at timestamptz,
+    columns jsonb,
+    updated_at timestamptz not null default now()
+);
+create table if not exists {SCHEMA}._exporter_runs (
+    id bigint generated always as identity primary key,
+    key text not null,
+    command text not null,
+    status text not null,
+    started_at timestamptz not null default clock_timestamp(),
+    finished_at timestamptz,
+    rows_read bigint not null default 0,
+    rows_written bigint not null default 0,
+    rows_unchanged bigint not null default 0,
+    rows_deleted bigint not null default 0,
+    batches bigint not null default 0,
+    bytes bigint not null default 0,
+    cursor_value text,
+    cursor_id text,
+    error text
+);
+-- what tables of an earlier version lack
+alter table {SCHEMA}._exporter_state add column if not exists run text;
+alter table {SCHEMA}._exporter_runs
+    add column if not exists rows_deleted bigint not null default 0;
+create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
+comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a definition';
+comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
+"""
+
+
+class Position(NamedTuple):
+    """A place in the order of a read: PostgreSQL's own text of the cursor and of the id."""
+
+    value: str
+    id: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value}, {self.id}" if self.id is not None else self.value
+
+
+def as_dict(position: Position | None) -> dict[str, str | None] | None:
+    """Return a position as the objects of ``--json`` have it."""
+    return {"value": position.value, "id": position.id} if position else None
+
+
+class State(NamedTuple):
+    """What is remembered of a definition.
+
+    ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
+    ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
+    ``file`` and ``next_block``: how far an unfinished first load is; ``run`` who may go on with it.
+    """
+
+    cursor: Position | None = None
+    watermark: Position | None = None
+    snapshot_xmin: str | None = None
+    horizon: str | None = None
+    pending_value: str | None = None
+    pending_at: str | None = None
+    source: str | None = None
+    file: str | None = None
+    next_block: int | None = None
+    run: str | None = None
+    exported_at: str | None = None
+
+
+_POSITIONS = ("cursor", "watermark")
+_PLAIN = [name for name in State._fields if name not in _POSITIONS]
+_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
+_NAMES = ", ".join(_COLUMNS)
+_READ = f"""
+select {_NAMES.replace("exported_at", "exported_at::text")}
+from {SCHEMA}._exporter_state where key = %s
+"""  # noqa: S608  the names are our own
+_WRITE = f"""
+insert into {SCHEMA}._exporter_state (key, {_NAMES})
+values ({", ".join(["%s"] * (len(_COLUMNS) + 1))})
+on conflict (key) do update set ({_NAMES}, updated_at)
+    = ({", ".join(f"excluded.{name}" for name in _COLUMNS)}, now())
+"""  # noqa: S608
+
+
+def create_tables(destination: Connection) -> None:
+    """Create the two tables where they are missing, or of an earlier version."""
+    newest = destination.execute(
+        "select count(*) from pg_attribute where not attisdropped and (attrelid, attname) in"
+        " ((to_regclass(%s), 'run'), (to_regclass(%s), 'rows_deleted'))",
+        (f"{SCHEMA}._exporter_state", f"{SCHEMA}._exporter_runs"),
+    ).fetchone()
+    if newest != (2,):
+        with destination.transaction():
+            create_schema(destination, SCHEMA)
+            destination.execute(_TABLES)
+
+
+def create_schema(destination: Connection, name: str) -> None:
+    """Create a schema where it is missing, and keep others from it until the transaction ends.
+
+    Two first runs at once would both try: creating is not atomic under "if not exists".
+    """
+    destination.execute("select pg_advisory_xact_lock(%s)", (_number(name),))
+    found = destination.execute("select from pg_namespace where nspname = %s", (name,)).fetchone()
+    if found is None:  # "if not exists" would ask for a right that a mere loader need not have
+        destination.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(name)))
+
+
+def remembered_columns(destination: Connection, key: str) -> dict[str, str | None] | None:
+    """Return the columns of the last load with their types, None for one that was gone by then."""
+    row = destination.execute(
+        sql.SQL("select columns from {} where key = %s").format(STATE), (key,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def remember_columns(destination: Connection, key: str, columns: dict[str, str | None]) -> None:
+    """Keep them for the next load. Belongs in the transaction that changes raw."""
+    destination.execute(
+        sql.SQL(
+            "insert into {} (key, columns) values (%s, %s)"
+            " on conflict (key) do update set columns = excluded.columns"
+        ).format(STATE),
+        (key, Jsonb(columns)),
+    )
+
+
+def tables_exist(destination: Connection) -> bool:
+    """Tell whether anything has ever been loaded here."""
+    row = destination.execute("select to_regclass(%s)", (f"{SCHEMA}._exporter_runs",)).fetchone()
+    return bool(row and row[0])
+
+
+def lock(destination: Connection, definition: Definition) -> None:
+    """Take the definition's lock for this session. Raises LockedError where another holds it."""
+    number = lock_number(definition)
+    row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
+    if row and row[0]:
+        return
+    who = holder(destination, definition) or "a session that has ended"
+    raise LockedError(
+        f"{definition.key}: another run holds the lock of {definition.destination}: {who}",
+        hint="let it end, or stop it with select pg_terminate_backend(<session>)",
+    )
+
+
+def holder(destination: Connection, definition: Definition) -> str | None:
+    """Return who holds the definition's lock, None where nobody does."""
+    row = destination.execute(
+        "select l.pid, a.application_name, host(a.client_addr), a.backend_start::timestamptz(0)"
+        " from pg_locks l left join pg_stat_activity a on a.pid = l.pid"
+        " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
+        " and l.database = (select oid from pg_database where datname = current_database())"
+        " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
+        (lock_number(definition),),
+    ).fetchone()
+    if row is None:
+        return None
+    pid, name, host, since = row
+    return f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
+
+
+def read(destination: Connection, key: str) -> State:
+    """Return what is remembered of a definition: nothing before its first load."""
+    row = destination.execute(_READ, (key,)).fetchone()
+    if row is None:
+        return State()
+    values = dict(zip(_COLUMNS, row, strict=True))
+
+    def position(name: str) -> Position | None:
+        value = values[f"{name}_value"]
+        return None if value is None else Position(value, values[f"{name}_id"])
+
+    plain = {name: values[name] for name in _PLAIN}
+    return State(position("cursor"), position("watermark"), **plain)
+
+
+def write(destination: Connection, key: str, state: State) -> None:
+    """Store the position. Belongs in the transaction that lands the rows."""
+    values = [
+        state.cursor.value if state.cursor else None,
+        state.cursor.id if state.cursor else None,
+        state.watermark.value if state.watermark else None,
+        state.watermark.id if state.watermark else None,
+        *(getattr(state, name) for name in _PLAIN),
+    ]
+    destination.execute(_WRITE, [key, *values])
+
+
+def stamp(destination: Connection, state: State) -> str:
+    """Return the ``_exported_at`` of a load's first batch.
+
+    It is after every stamp given before, also where the server's clock was set back: a model that
+    asks for rows newer than its newest would pass over a row with an older stamp.
+    """
+    row = destination.execute(
+        "select greatest(clock_timestamp(), %s::timestamptz + interval '1 microsecond')::text",
+        (state.exported_at,),
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def advanced(
+    destination: Connection, state: State, end: Position, safe: str | None, kind: str
+) -> State:
+    """Return the state with its watermark at a batch's end, or at ``safe`` if that is earlier."""
+    if safe is None:
+        return state
+    row = destination.execute(
+        sql.SQL("select %s::{kind} <= %s::{kind}").format(kind=sql.SQL(kind)), (end.value, safe)
+    ).fetchone()
+    return state._replace(watermark=end if row and row[0] else Position(safe))
+
+
+def later(stamp: str, batches: int) -> str:
+    """Return the stamp of a later batch: each is a microsecond after the one before it."""
+    seconds, _, fraction = stamp.partition("+")[0].partition(".")
+    micros = int((fraction or "0").ljust(6, "0")) + batches
+    moment = datetime.fromisoformat(seconds) + timedelta(microseconds=micros)
+    return f"{moment.isoformat(' ', 'microseconds')}+00"
+
+
+def lock_number(definition: Definition) -> int:
+    """Return the number of the definition's advisory lock."""
+    return _number(str(definition.destination))
+
+
+def _number(name: str) -> int:
+    """Return the advisory lock's number: positive, 63 bits, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"dbt-exporter {name}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,1 @@
+"""What a person sees and presses: lines, bars and tables out, Ctrl-C and SIGTERM in."""

@@ -212,7 +212,7 @@ def test_drift_is_told_before_it_happens(items: Workplace) -> None:
 
 def test_who_holds_the_lock(items: Workplace) -> None:
     with psycopg.connect(items.analytics, autocommit=True, application_name="night") as holder:
-        state.lock(holder, definitions(items.folder)[0])
+        state.lock(holder, definitions(items.folder)[0].destination)
         lock = _check(items)["Item lock"]
     assert (lock["status"], "night" in str(lock["message"])) == ("warn", True)
 

@@ -112,7 +112,7 @@ def test_a_role_that_may_only_read_is_enough_and_a_lock_does_no_harm(product: Wo
         product.analytics,
         product.analytics.replace("postgres@", f"reader_{name}@"),
     )
-    number = lock_number(definitions(product.folder)[0])
+    number = lock_number(definitions(product.folder)[0].destination)
     with psycopg.connect(owner, application_name="the other") as other:
         other.execute("select pg_advisory_lock(%s)", (number,))
         assert "the other" in _rehearse(product)["locked_by"]

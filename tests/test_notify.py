@@ -181,7 +181,7 @@ def test_warnings(place: Workplace, receiver: Receiver) -> None:
     assert receiver.messages[0].startswith(":warning: *exporter load ended with a warning*")
     assert "> new column note text" in receiver.messages[0]
     assert receiver.paths.count("/ping/the-secret") == 1
-    number = lock_number(definitions(place.folder)[0])
+    number = lock_number(definitions(place.folder)[0].destination)
     with psycopg.connect(place.analytics) as other:
         other.execute("select pg_advisory_lock(%s)", (number,))
         done = place.run("exporter", "load", **receiver.environment)

@@ -143,7 +143,7 @@ def test_state_is_not_changed_under_a_running_load(items: Workplace) -> None:
         from exporter.config.project import choose, definitions
         from exporter.state import position as state
 
-        state.lock(holder, choose(definitions(items.folder), ("Item",))[0])  # type: ignore[arg-type]
+        state.lock(holder, choose(definitions(items.folder), ("Item",))[0].destination)  # type: ignore[arg-type]
         assert holder.execute(number).fetchone()
         done = items.run("exporter", "state", "reset", "Item")
     assert done.returncode == 3

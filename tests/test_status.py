@@ -140,7 +140,7 @@ def test_a_failed_run_and_its_reason(items: Workplace) -> None:
 
 def test_a_run_that_found_the_lock_taken_hides_nothing(items: Workplace) -> None:
     with psycopg.connect(items.analytics, autocommit=True) as holder:
-        state.lock(holder, definitions(items.folder)[0])
+        state.lock(holder, definitions(items.folder)[0].destination)
         assert items.run("exporter", "load").returncode == 3
         assert _status(items)["status"] == "running"
     assert _status(items)["status"] == "ok"

@@ -473,7 +473,7 @@ def test_a_running_load_keeps_a_repair_away(place: Workplace) -> None:
     _items(place)
     place.query(place.analytics, f"delete from {ITEM_RAW} where id = 3")
     with psycopg.connect(place.analytics, autocommit=True) as holder:
-        state.lock(holder, choose(definitions(place.folder), ("Item",))[0])  # type: ignore[arg-type]
+        state.lock(holder, choose(definitions(place.folder), ("Item",))[0].destination)  # type: ignore[arg-type]
         assert named(verify(place, "Item", status=1)) == [("missing", "3", [])]  # needs no lock
         assert verify(place, "Item", "--repair", status=3)["status"] == "locked"
     assert verify(place, "Item", "--repair")["status"] == "repaired"

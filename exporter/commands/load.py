@@ -28,9 +28,9 @@ from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from exporter.config.definition import Definition
-    from exporter.load.one import Load
-    from exporter.source.window import Span
-    from exporter.state.runs import Result
+    from exporter.load.one import After
+    from exporter.source import Wanted
+    from exporter.state import Result
     from exporter.terminal.console import Console
 
 
@@ -104,10 +104,11 @@ def command(
     """Land what is new at the source. Without a KEY, all definitions."""
     from exporter.load.one import load  # noqa: PLC0415  what --help does not need
     from exporter.monitoring.notify import Run  # noqa: PLC0415
-    from exporter.source.window import Span  # noqa: PLC0415
+    from exporter.source import Span, Wanted  # noqa: PLC0415
 
     most = most_deletes(max_deletes, "--reconcile", on=reconcile)
     span = Span(since, until) if since is not None or until is not None else None
+    wanted = Wanted(full_refresh, span)
     if span and full_refresh:
         raise UsageError("--full-refresh reads everything: leave out --since and --until")
     if span and not keys:
@@ -121,14 +122,13 @@ def command(
     if dry_run:
         if reconcile:
             raise UsageError("--dry-run shows what is loaded: leave out --reconcile")
-        sys.exit(_rehearse(call, _chosen(call, keys, span), full_refresh, span, as_json))
+        sys.exit(_rehearse(call, _chosen(call, keys, wanted), wanted, as_json))
     with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
-        chosen = _chosen(call, keys, span)
+        chosen = _chosen(call, keys, wanted)
         after = _reconciling(chosen, keys, most) if reconcile else None
         one = functools.partial(
             load,
-            full_refresh=full_refresh,
-            span=span,
+            wanted=wanted,
             after=after,
             command="load --reconcile" if reconcile else "load",
         )
@@ -139,10 +139,10 @@ def command(
     sys.exit(exit_status([one.error.exit_status for one in run.results if one.error]))
 
 
-def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
+def _chosen(call: Call, keys: tuple[str, ...], wanted: Wanted) -> list[Definition]:
     chosen = call.definitions(keys, CORE, ANALYTICS)
     for definition in chosen:
-        if span and definition.destination.mode == "append":
+        if wanted.span and definition.destination.mode == "append":
             raise UsageError(
                 f"{definition.where}: {definition.key} is append-only: a backfill would land its"
                 " rows twice",
@@ -155,8 +155,7 @@ def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Defini
 def _rehearse(
     call: Call,
     chosen: list[Definition],
-    full_refresh: bool,
-    span: Span | None,
+    wanted: Wanted,
     as_json: bool,
 ) -> int:
     from exporter.load.dry_run import rehearse  # noqa: PLC0415  only where it is asked for
@@ -164,7 +163,7 @@ def _rehearse(
     statuses = []
     for definition in chosen:
         try:
-            found = rehearse(definition, call.console, full_refresh=full_refresh, span=span)
+            found = rehearse(definition, call.console, wanted)
         except ExporterError as error:
             call.console.error(error)
             statuses.append(error.exit_status)
@@ -174,9 +173,7 @@ def _rehearse(
     return exit_status(statuses)
 
 
-def _reconciling(
-    chosen: list[Definition], keys: tuple[str, ...], most: float
-) -> Callable[[Load], None]:
+def _reconciling(chosen: list[Definition], keys: tuple[str, ...], most: float) -> After:
     from exporter.load.deletes import reconcile  # noqa: PLC0415  only where it is asked for
 
     ignoring = [one for one in chosen if one.destination.deletes == "ignore"]
@@ -198,7 +195,7 @@ def _results(
     scheduler: str | None,
 ) -> Iterator[Result]:
     if scheduler or ((jobs or 1) > 1 and most != 1):
-        from exporter.load.threads import side_by_side  # noqa: PLC0415  needed here alone
+        from exporter.load.several import side_by_side  # noqa: PLC0415  needed here alone
 
         yield from side_by_side(chosen, load, console, jobs, most, scheduler)
         return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from exporter import state
 from exporter.config.definition import Definition
 from exporter.errors import UsageError
 from exporter.source import window
 from exporter.source.catalog import find_table
-from exporter.state import position as state
-from exporter.state.position import Position, State
+from exporter.state import Bound, Position, State
 from exporter.wire.connection import Connection, connect
 
 
@@ -19,7 +19,7 @@ def show(definitions: list[Definition]) -> list[dict[str, Any]]:
         if not state.tables_exist(destination):
             return [_told(definition.key, State()) for definition in definitions]
         return [
-            _told(definition.key, state.read(destination, definition.key))
+            _told(definition.key, state.read(destination, definition.destination))
             for definition in definitions
         ]
 
@@ -35,7 +35,7 @@ def reset(definition: Definition) -> dict[str, Any]:
         stored = _locked(destination, definition)
         # The stamp stays: a later one that is lower would be passed over by the models.
         now = State(exported_at=stored.exported_at)
-        state.write(destination, definition.key, now)
+        state.write(destination, definition.destination, now)
     return _told(definition.key, now)
 
 
@@ -50,8 +50,8 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
         connect("DATABASE_URL_CORE") as source,
     ):
         stored = _locked(destination, definition)
-        table = find_table(source, definition, destination)
-        cursor, id_column = window.cursor_columns(definition, table)
+        table = find_table(source, definition.source, destination)
+        cursor, id_column = window.cursor_columns(definition.source, table)
         if id is not None and id_column is None:
             raise UsageError(
                 f"{definition.where}: {definition.key} has no source.cursor.id_field",
@@ -62,8 +62,8 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
             id = window.typed(source, id_column, id, "ID")
         position = Position(value, id)
         if definition.destination.mode == "append" and stored.cursor:
-            onward = state.advanced(destination, stored, position, stored.cursor.value, cursor.base)
-            if onward.watermark == position:
+            landed = Bound(stored.cursor.value, cursor.base)
+            if not state.is_beyond(destination, position, landed):
                 raise UsageError(
                     f"{definition.key} is append-only and has landed rows up to {stored.cursor}:"
                     " they would be there twice",
@@ -71,7 +71,7 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
                 )
         # Without the transaction id of the last read, every row behind the position is read.
         now = State(position, position, horizon=stored.horizon, exported_at=stored.exported_at)
-        state.write(destination, definition.key, now)
+        state.write(destination, definition.destination, now)
     return _told(definition.key, now)
 
 
@@ -89,8 +89,8 @@ def line(told: dict[str, Any]) -> str:
 
 def _locked(destination: Connection, definition: Definition) -> State:
     state.create_tables(destination)
-    state.lock(destination, definition)
-    return state.read(destination, definition.key)
+    state.lock(destination, definition.destination)
+    return state.read(destination, definition.destination)
 
 
 def _told(key: str, stored: State) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Cursor(NamedTuple):
     nulls: str  # error, skip or load: what becomes of rows without a cursor
 
 
-class Source(NamedTuple):
+class SourceTable(NamedTuple):
     """What is read. ``where`` is ``file:line`` of its declaration."""
 
     where: str
@@ -135,7 +135,7 @@ class Definition(NamedTuple):
 
     key: str
     where: str
-    source: Source
+    source: SourceTable
     destination: Destination
     batch_rows: int
     freshness: Freshness | None = None
@@ -188,7 +188,7 @@ def parse(
     return Definition(
         key=key,
         where=where,
-        source=Source(
+        source=SourceTable(
             where=where,
             schema=reader.text(origin["schema"], "source.schema"),
             table=reader.text(origin.get("table"), "source.table"),

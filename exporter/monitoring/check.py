@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from exporter import state
 from exporter.config import project
 from exporter.config.definition import Definition
 from exporter.config.environment import require
@@ -17,16 +18,14 @@ from exporter.errors import ExporterError
 from exporter.monitoring import grants
 from exporter.raw.drift import plan
 from exporter.raw.table import DELETED, STAMP
-from exporter.source import window
 from exporter.source.catalog import (
     Table,
     find_table,
     indexes,
-    landed_columns,
     quoted,
     relation_columns,
 )
-from exporter.state import position as state
+from exporter.source.cursor import describe
 from exporter.wire.connection import Connection, connect
 from exporter.wire.retry import first_line
 
@@ -234,10 +233,10 @@ def of_source(
     if missing:
         yield Finding("fail", key, "rights", f"{name} cannot be read", missing)
         return
-    table = find_table(core, definition, analytics)
-    cursor, _ = window.cursor_columns(definition, table)
+    table = find_table(core, definition.source, analytics)
+    how = describe(definition, table)
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
-    yield Finding("ok", key, "source", f"{name} can be read by {cursor.name}{rows}")
+    yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
     row = core.execute("select row_security_active(%s::oid)", (table.oid,)).fetchone()
     if row and row[0]:
         yield Finding("warn", key, "policies", f"row security hides rows of {name} from this role")
@@ -291,9 +290,11 @@ def _drift(analytics: Connection, definition: Definition, table: Table) -> Itera
         return
     remembered = None
     if state.tables_exist(analytics):
-        remembered = state.remembered_columns(analytics, key)
-    columns = landed_columns(definition, table)
-    drift = plan(definition, columns, [c.name for c in table.columns], existing, remembered)
+        remembered = state.remembered_columns(analytics, definition.destination)
+    columns = table.landed
+    drift = plan(
+        definition.destination, columns, [c.name for c in table.columns], existing, remembered
+    )
     said = [*(change.said for change in drift.changes), *drift.told]
     ours = {
         STAMP: definition.destination.evolution == "evolve",
@@ -312,7 +313,7 @@ def _drift(analytics: Connection, definition: Definition, table: Table) -> Itera
 
 
 def _lock(analytics: Connection, definition: Definition) -> Iterator[Finding]:
-    holder = state.holder(analytics, definition)
+    holder = state.holder(analytics, definition.destination)
     if holder:
         yield Finding("warn", definition.key, "lock", f"held: {holder}")
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from exporter.config.definition import Definition
 from exporter.source.catalog import quoted
-from exporter.state.position import SCHEMA
+from exporter.state import SCHEMA
 from exporter.wire.connection import Connection
 
 _ON_TABLE = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import ExporterError
-from exporter.state.runs import Result
+from exporter.state import Result
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

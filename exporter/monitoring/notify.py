@@ -18,7 +18,7 @@ from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
 
 from exporter.errors import ExporterError, LockedError, UsageError
-from exporter.state.runs import Result
+from exporter.state import Result
 from exporter.terminal.console import Console
 
 TIMEOUT = 5  # seconds that a receiver has for each step

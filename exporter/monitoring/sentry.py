@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from exporter.errors import ExporterError
-from exporter.state.runs import Result
+from exporter.state import Result
 
 if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint

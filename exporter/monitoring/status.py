@@ -15,12 +15,12 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from exporter import state
 from exporter.config.definition import Definition
 from exporter.errors import ExporterError
 from exporter.source import window
 from exporter.source.catalog import Table, find_table, indexes, planned_rows
-from exporter.state import position as state
-from exporter.state.position import State
+from exporter.state import State
 from exporter.wire.connection import Connection, connect
 from exporter.wire.retry import first_line
 
@@ -128,7 +128,7 @@ def recent(definition: Definition) -> list[dict[str, Any]]:
     with connect("DATABASE_URL_ANALYTICS") as destination:
         if not state.tables_exist(destination):
             return []
-        alive = state.holder(destination, definition) is not None
+        alive = state.holder(destination, definition.destination) is not None
         rows = destination.cursor(row_factory=dict_row).execute(
             _RECENT.format(state.RUNS), (definition.key, RUNS)
         )
@@ -161,8 +161,8 @@ def _status(
 ) -> Status:
     run, stored, landed, holder = None, State(), None, None
     if known:
-        holder = state.holder(destination, definition)
-        stored = state.read(destination, definition.key)
+        holder = state.holder(destination, definition.destination)
+        stored = state.read(destination, definition.destination)
         cursor = destination.cursor(row_factory=dict_row)
         run = cursor.execute(_LAST.format(state.RUNS), (definition.key,)).fetchone()
         landed = destination.execute(_LANDED.format(state.RUNS), (definition.key,)).fetchone()
@@ -198,16 +198,16 @@ def _ended(run: dict[str, Any], alive: bool) -> str:
 def _behind(source: Connection, definition: Definition, stored: State) -> Behind:
     with source.transaction():
         source.execute(f"set transaction read only; set local statement_timeout = {_PATIENCE}")
-        table = find_table(source, definition)
-        cursor, id_column = window.cursor_columns(definition, table)
+        table = find_table(source, definition.source)
+        cursor, id_column = window.cursor_columns(definition.source, table)
         if stored.next_block:  # a first load that is under way
             left = max(0.0, 1 - stored.next_block / max(1, table.blocks))
             return Behind(round(max(table.rows, 0) * left), True, None)
         indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))
         where: sql.Composable = sql.SQL("true")
         if stored.cursor:
-            view = window.Window(cursor, id_column, None, None, 0, None, None)
-            where = window.after(view, stored.cursor)
+            view = window.Window(definition.source.cursor, cursor, id_column, append=False)
+            where = view.after(stored.cursor)
         small = table.kind in ("r", "m") and table.blocks <= _SMALL
         rows = _count(source, definition, table, where, indexed or small or not stored.cursor)
         if rows == 0:

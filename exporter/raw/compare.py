@@ -206,7 +206,7 @@ def name(source: Connection, destination: Connection, comparison: Comparison) ->
     columns = [one.name for one in comparison.raw.columns]
     changed = [row[1:] for row in rows if row[0] == "different"]
     hashes: list[dict[tuple[str, ...], list[int]]] = [{}, {}]
-    if changed and comparison.definition.destination.conflict_columns:
+    if changed and comparison.target.conflict_columns:
         hashes = [
             _hashes(source, comparison.source, changed),
             _hashes(destination, comparison.raw, changed),

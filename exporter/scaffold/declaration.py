@@ -17,7 +17,7 @@ from exporter.raw.table import STAMP
 from exporter.scaffold import survey
 from exporter.scaffold.survey import Relation
 from exporter.source.catalog import Column
-from exporter.state.position import SCHEMA
+from exporter.state import SCHEMA
 from exporter.terminal import text
 from exporter.wire.connection import Connection
 

@@ -58,7 +58,7 @@ def complete(folder: Path, definitions: list[Definition]) -> list[str]:
 
 def read(source: Connection, definition: Definition) -> Origin:
     """Return what the source's catalog says of a table. Raises SourceError."""
-    table = catalog.find_table(source, definition)
+    table = catalog.find_table(source, definition.source)
     comments = source.execute(_COMMENTS, (table.oid,)).fetchall()
     types = {column.name: column.type for column in table.columns}
     return Origin(definition, source.info.dbname, table.kind in "vm", types, dict(comments))

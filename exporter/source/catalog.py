@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config.definition import SourceTable
 from exporter.errors import SourceError, nearest
 from exporter.source import types as raw_types
 from exporter.wire.connection import Connection
@@ -43,6 +43,7 @@ class Column(NamedTuple):
 class Table(NamedTuple):
     """A table of the source, as it stands in the transaction that reads it."""
 
+    declared: SourceTable
     oid: int
     kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
     columns: tuple[Column, ...]
@@ -57,6 +58,13 @@ class Table(NamedTuple):
     def column(self, name: str) -> Column:
         """Return the column of that name. Raises KeyError."""
         return {column.name: column for column in self.columns}[name]
+
+    @property
+    def landed(self) -> tuple[Column, ...]:
+        """The columns that raw gets: in the source's order, then the new computed ones."""
+        computed = {column.name: column for column in self.computed}
+        chosen = [computed.pop(c.name, c) for c in self.columns if self.declared.lands(c.name)]
+        return (*chosen, *computed.values())
 
 
 _RELATION = """
@@ -113,29 +121,28 @@ order by c.attnum
 
 
 def find_table(
-    source: Connection, definition: Definition, destination: Connection | None = None
+    source: Connection, declared: SourceTable, destination: Connection | None = None
 ) -> Table:
     """Read the source table's catalog entry. Raises SourceError where it is not there."""
-    found = source.execute(
-        _RELATION, (definition.source.schema, definition.source.table)
-    ).fetchone()
+    found = source.execute(_RELATION, (declared.schema, declared.table)).fetchone()
     if found is None:
-        raise _missing_table(source, definition)
+        raise _missing_table(source, declared)
     oid, kind, rows, blocks, file, in_blocks, has_xmin, keys = found
     columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
     names = [column.name for column in columns]
     for key, wanted in (
-        ("columns", definition.source.columns or ()),
-        ("exclude", definition.source.exclude),
+        ("columns", declared.columns or ()),
+        ("exclude", declared.exclude),
     ):
         for name in wanted:
-            if name not in names and name not in definition.source.expressions:
-                raise missing_column(definition, f"source.{key}", name, names)
+            if name not in names and name not in declared.expressions:
+                raise missing_column(declared, f"source.{key}", name, names)
     return Table(
+        declared=declared,
         oid=oid,
         kind=kind,
         columns=columns,
-        computed=_computed(source, destination, definition),
+        computed=_computed(source, destination, declared),
         blocks=blocks,
         rows=rows,
         file=file or "",
@@ -160,20 +167,13 @@ group by r.oid, 1, 2
 """
 
 
-def blocks_of(source: Connection, definitions: Iterable[Definition]) -> dict[str, int]:
-    """Return how many blocks the definitions' source tables had when last analyzed, by key."""
-    chosen = list(definitions)
-    names = [(one.source.schema, one.source.table) for one in chosen]
-    rows = source.execute(_SIZES, [list(part) for part in zip(*names, strict=True)]).fetchall()
+def blocks_of(source: Connection, tables: Mapping[str, SourceTable]) -> dict[str, int]:
+    """Return how many blocks each of the tables had when it was last analyzed, by its key."""
+    names = {key: (table.schema, table.table) for key, table in tables.items()}
+    lists = [list(part) for part in zip(*names.values(), strict=True)]
+    rows = source.execute(_SIZES, lists).fetchall()
     sizes = {(schema, table): int(size) for schema, table, size in rows}
-    return {one.key: sizes.get(name, 0) for one, name in zip(chosen, names, strict=True)}
-
-
-def landed_columns(definition: Definition, table: Table) -> tuple[Column, ...]:
-    """Return the columns that raw gets: in the source's order, then the new computed ones."""
-    computed = {column.name: column for column in table.computed}
-    chosen = [computed.pop(c.name, c) for c in table.columns if definition.source.lands(c.name)]
-    return (*chosen, *computed.values())
+    return {key: sizes.get(name, 0) for key, name in names.items()}
 
 
 def relation_columns(connection: Connection, schema: str, name: str) -> dict[str, str] | None:
@@ -236,13 +236,19 @@ def planned_rows(connection: Connection, query: sql.Composable) -> int:
     return int(row[0][0]["Plan"]["Plan Rows"])
 
 
-def missing_column(
-    definition: Definition, key: str, name: str, known: Sequence[str]
-) -> SourceError:
+def require(table: Table, key: str, names: Iterable[str]) -> None:
+    """Raise SourceError for a name that is no column of the table, nor computed for it."""
+    known = [column.name for column in (*table.columns, *table.computed)]
+    for name in names:
+        if name not in known:
+            raise missing_column(table.declared, key, name, known)
+
+
+def missing_column(declared: SourceTable, key: str, name: str, known: Sequence[str]) -> SourceError:
     """Return the error for a column that the source does not have."""
-    table = f"{definition.source.schema}.{definition.source.table}"
+    table = f"{declared.schema}.{declared.table}"
     return SourceError(
-        f"{definition.where}: exporter.{key} names {name}, which {table} does not have",
+        f"{declared.where}: exporter.{key} names {name}, which {table} does not have",
         hint=nearest(name, known),
     )
 
@@ -251,20 +257,20 @@ _NO_EXPRESSIONS: dict[str, object] = {"names": [], "types": [], "typmods": []}
 
 
 def _computed(
-    source: Connection, destination: Connection | None, definition: Definition
+    source: Connection, destination: Connection | None, declared: SourceTable
 ) -> tuple[Column, ...]:
     """Describe what the definition's expressions give. Raises SourceError for a wrong one."""
     found = []
-    for name, expression in definition.source.expressions.items():
+    for name, expression in declared.expressions.items():
         statement = sql.SQL("select ({}) from {} limit 0").format(
-            sql.SQL(expression), definition.source.name
+            sql.SQL(expression), declared.name
         )
         try:
             with source.transaction():
                 result = source.execute(statement).pgresult
         except psycopg.ProgrammingError as error:
             raise SourceError(
-                f"{definition.where}: exporter.source.columns: the expression of {name}:"
+                f"{declared.where}: exporter.source.columns: the expression of {name}:"
                 f" {error.diag.message_primary}",
                 hint="it is SQL that the source computes for each row",
             ) from None
@@ -275,7 +281,7 @@ def _computed(
     names, types, typmods = (list(values) for values in zip(*found, strict=True))
     values = {"oid": 0, "names": names, "types": types, "typmods": typmods}
     return tuple(
-        column._replace(expression=definition.source.expressions[column.name])
+        column._replace(expression=declared.expressions[column.name])
         for column in _columns(source, destination, values)
     )
 
@@ -302,17 +308,17 @@ def _names(text: str) -> list[str]:
     return [str(name) for name in json.loads(text)]
 
 
-def _missing_table(source: Connection, definition: Definition) -> SourceError:
+def _missing_table(source: Connection, declared: SourceTable) -> SourceError:
     known = [
         row[0]
         for row in source.execute(
             "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
             " where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')",
-            (definition.source.schema,),
+            (declared.schema,),
         )
     ]
-    wanted = f'{definition.source.schema}."{definition.source.table}"'
+    wanted = f'{declared.schema}."{declared.table}"'
     return SourceError(
-        f"{definition.where}: the source database has no table {wanted}",
-        hint=nearest(definition.source.table, known),
+        f"{declared.where}: the source database has no table {wanted}",
+        hint=nearest(declared.table, known),
     )

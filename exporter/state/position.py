@@ -9,7 +9,7 @@ from typing import NamedTuple
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from exporter.config.definition import Definition
+from exporter.config.definition import Destination
 from exporter.errors import LockedError
 from exporter.wire.connection import Connection
 
@@ -77,6 +77,13 @@ def as_dict(position: Position | None) -> dict[str, str | None] | None:
     return {"value": position.value, "id": position.id} if position else None
 
 
+class Bound(NamedTuple):
+    """The last cursor value that no open transaction can precede; ``type`` is the cursor's."""
+
+    value: str
+    type: str
+
+
 class State(NamedTuple):
     """What is remembered of a definition.
 
@@ -138,22 +145,26 @@ def create_schema(destination: Connection, name: str) -> None:
         destination.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(name)))
 
 
-def remembered_columns(destination: Connection, key: str) -> dict[str, str | None] | None:
+def remembered_columns(
+    destination: Connection, target: Destination
+) -> dict[str, str | None] | None:
     """Return the columns of the last load with their types, None for one that was gone by then."""
     row = destination.execute(
-        sql.SQL("select columns from {} where key = %s").format(STATE), (key,)
+        sql.SQL("select columns from {} where key = %s").format(STATE), (target.key,)
     ).fetchone()
     return row[0] if row else None
 
 
-def remember_columns(destination: Connection, key: str, columns: dict[str, str | None]) -> None:
+def remember_columns(
+    destination: Connection, target: Destination, columns: dict[str, str | None]
+) -> None:
     """Keep them for the next load. Belongs in the transaction that changes raw."""
     destination.execute(
         sql.SQL(
             "insert into {} (key, columns) values (%s, %s)"
             " on conflict (key) do update set columns = excluded.columns"
         ).format(STATE),
-        (key, Jsonb(columns)),
+        (target.key, Jsonb(columns)),
     )
 
 
@@ -163,20 +174,20 @@ def tables_exist(destination: Connection) -> bool:
     return bool(row and row[0])
 
 
-def lock(destination: Connection, definition: Definition) -> None:
+def lock(destination: Connection, target: Destination) -> None:
     """Take the definition's lock for this session. Raises LockedError where another holds it."""
-    number = lock_number(definition)
+    number = lock_number(target)
     row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
     if row and row[0]:
         return
-    who = holder(destination, definition) or "a session that has ended"
+    who = holder(destination, target) or "a session that has ended"
     raise LockedError(
-        f"{definition.key}: another run holds the lock of {definition.destination}: {who}",
+        f"{target.key}: another run holds the lock of {target}: {who}",
         hint="let it end, or stop it with select pg_terminate_backend(<session>)",
     )
 
 
-def holder(destination: Connection, definition: Definition) -> str | None:
+def holder(destination: Connection, target: Destination) -> str | None:
     """Return who holds the definition's lock, None where nobody does."""
     row = destination.execute(
         "select l.pid, a.application_name, host(a.client_addr), a.backend_start::timestamptz(0)"
@@ -184,7 +195,7 @@ def holder(destination: Connection, definition: Definition) -> str | None:
         " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
         " and l.database = (select oid from pg_database where datname = current_database())"
         " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
-        (lock_number(definition),),
+        (lock_number(target),),
     ).fetchone()
     if row is None:
         return None
@@ -192,9 +203,9 @@ def holder(destination: Connection, definition: Definition) -> str | None:
     return f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
 
 
-def read(destination: Connection, key: str) -> State:
+def read(destination: Connection, target: Destination) -> State:
     """Return what is remembered of a definition: nothing before its first load."""
-    row = destination.execute(_READ, (key,)).fetchone()
+    row = destination.execute(_READ, (target.key,)).fetchone()
     if row is None:
         return State()
     values = dict(zip(_COLUMNS, row, strict=True))
@@ -207,16 +218,29 @@ def read(destination: Connection, key: str) -> State:
     return State(position("cursor"), position("watermark"), **plain)
 
 
-def write(destination: Connection, key: str, state: State) -> None:
-    """Store the position. Belongs in the transaction that lands the rows."""
-    values = [
-        state.cursor.value if state.cursor else None,
-        state.cursor.id if state.cursor else None,
-        state.watermark.value if state.watermark else None,
-        state.watermark.id if state.watermark else None,
-        *(getattr(state, name) for name in _PLAIN),
-    ]
-    destination.execute(_WRITE, [key, *values])
+def write(
+    destination: Connection, target: Destination, state: State, bound: Bound | None = None
+) -> None:
+    """Store the position. Belongs in the transaction that lands the rows.
+
+    With a ``bound`` the watermark becomes the cursor, or the bound where that is earlier.
+    """
+    if bound is not None and state.cursor is not None:
+        beyond = is_beyond(destination, state.cursor, bound)
+        state = state._replace(watermark=Position(bound.value) if beyond else state.cursor)
+    values: list[object] = []
+    for position in (state.cursor, state.watermark):
+        values += position or (None, None)
+    destination.execute(_WRITE, [target.key, *values, *(getattr(state, name) for name in _PLAIN)])
+
+
+def is_beyond(destination: Connection, position: Position, bound: Bound) -> bool:
+    """Tell whether a position lies beyond a bound. The server compares: its types are exact."""
+    row = destination.execute(
+        sql.SQL("select %s::{type} > %s::{type}").format(type=sql.SQL(bound.type)),
+        (position.value, bound.value),
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def stamp(destination: Connection, state: State) -> str:
@@ -233,18 +257,6 @@ def stamp(destination: Connection, state: State) -> str:
     return str(row[0])
 
 
-def advanced(
-    destination: Connection, state: State, end: Position, safe: str | None, kind: str
-) -> State:
-    """Return the state with its watermark at a batch's end, or at ``safe`` if that is earlier."""
-    if safe is None:
-        return state
-    row = destination.execute(
-        sql.SQL("select %s::{kind} <= %s::{kind}").format(kind=sql.SQL(kind)), (end.value, safe)
-    ).fetchone()
-    return state._replace(watermark=end if row and row[0] else Position(safe))
-
-
 def later(stamp: str, batches: int) -> str:
     """Return the stamp of a later batch: each is a microsecond after the one before it."""
     seconds, _, fraction = stamp.partition("+")[0].partition(".")
@@ -253,9 +265,9 @@ def later(stamp: str, batches: int) -> str:
     return f"{moment.isoformat(' ', 'microseconds')}+00"
 
 
-def lock_number(definition: Definition) -> int:
-    """Return the number of the definition's advisory lock."""
-    return _number(str(definition.destination))
+def lock_number(target: Destination) -> int:
+    """Return the number of the advisory lock that loads of the raw table hold."""
+    return _number(str(target))
 
 
 def _number(name: str) -> int:

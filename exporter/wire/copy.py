@@ -153,6 +153,16 @@ def _shortened(row: memoryview) -> bytes:
     return b"\t".join(bytes(row[a:b]) if b - a <= _LONG else b"" for a, b in spans) + b"\n"
 
 
+def one_batch(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks up to the end of a batch, keeping none."""
+    while True:
+        block = next(blocks, END_OF_BATCH)
+        if block is END_OF_BATCH:
+            return
+        yield block
+        del block
+
+
 class CopyIn:
     """``COPY … FROM STDIN`` on a connection: ``write`` blocks, then ``finish``."""
 

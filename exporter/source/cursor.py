@@ -1,0 +1,299 @@
+"""Reading by the cursor: what is new, what may have come late, a span again, or everything."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+
+from psycopg import sql
+
+from exporter.config.definition import Definition
+from exporter.errors import SourceError
+from exporter.source.blocks import Blocks, select, step_of
+from exporter.source.catalog import Column, Table, find_table, require
+from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
+from exporter.source.snapshot import TRUE, Horizon, changed_since, observe, reading, take_snapshot
+from exporter.source.window import Span, cursor_columns, decide, newest_number
+from exporter.state.position import Position, State
+from exporter.wire.connection import Connection
+from exporter.wire.copy import Block, Limit, ReadAhead, copy_out, field, one_batch
+
+BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
+
+
+class CursorReader:
+    """Reads a table by its cursor. A first load is read by ranges of blocks, where that can be."""
+
+    horizon: Horizon | None = None
+
+    def __init__(self, source: Connection, definition: Definition) -> None:
+        self._source = source
+        self._declared = definition.source
+        self._key = definition.key
+        self._batch_rows = definition.batch_rows
+        self._append = definition.destination.mode == "append"
+
+    @contextlib.contextmanager
+    def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
+        """See ``Reader``."""
+        source, declared = self._source, self._declared
+        self._stored = stored
+        seen = newest_number(source, declared)
+        self.horizon = horizon = observe(source, stored)
+        with reading(source, declared):
+            self.table = find_table(source, declared, destination)
+            snapshot = take_snapshot(source, stored, horizon)
+            # What a position needs beside the cursor, to tell at the next load what came late.
+            self._moment = State(
+                snapshot_xmin=snapshot.xmin, source=horizon.identity, horizon=horizon.oldest_open
+            )
+            self.window = decide(
+                source,
+                self.table,
+                stored,
+                horizon,
+                append=self._append,
+                seen=seen,
+                since=snapshot.since,
+            )
+            if destination:
+                self._refuse_nulls()
+            yield self.table
+
+    def plan(self, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
+        """See ``Reader``."""
+        columns = target.columns
+        names = {column.name for column in columns}
+        hidden = (one for one in (*self.window.columns, BEYOND) if one.name not in names)
+        self._stream = (*columns, *hidden)
+        self._reached: Callable[[bytes], State] = lambda _: self._current
+        self._finish: Callable[[], State]
+        self._current = self._stored
+        plan = Plan(
+            path="",
+            stream=self._stream,
+            order=self.window.columns,
+            begin=self._stored,
+            bound=self.window.bound,
+            horizon=self.horizon,
+        )
+        if wanted.span:
+            return self._backfill(plan, wanted.span)
+        if self._is_first(target, wanted, empty=empty):
+            return self._first(plan, target, empty=empty)
+        return self._whole(plan) if wanted.full_refresh else self._increment(plan)
+
+    def batches(self, plan: Plan) -> Generator[Batch]:
+        """See ``Reader``."""
+        query = plan.query
+        if query is None:
+            return
+        limit = None if plan.lands is Lands.WHOLE else self._limit()
+        if limit:
+            self._prefer_index()
+        ahead = ReadAhead(lambda: copy_out(self._source, query, binary=False, limit=limit))
+        last = b""
+
+        def rows(stream: Iterator[Block]) -> Iterator[Block]:
+            nonlocal last
+            for block in one_batch(stream):
+                last = block.last
+                yield block
+                del block
+
+        try:
+            stream = iter(ahead)
+            while limit is None or ahead.more():
+                part = Rows(self._key, rows(stream))
+                yield Batch((part,), lambda: self._reached(last))
+                if limit is None:
+                    return
+        finally:
+            ahead.stop(self._source)
+
+    def finished(self) -> State:
+        """See ``Reader``."""
+        return self._finish()
+
+    def in_flight(self) -> sql.Composable:
+        """See ``Reader``."""
+        window = self.window._replace(append=False)  # what is held back will land, too
+        return window.onward(self._stored.cursor, self._stored.watermark)
+
+    def confirm(self, position: State) -> None:
+        """Keep nothing at the source: there is nothing to forget."""
+
+    # -- the ways
+
+    def _is_first(self, target: Target, wanted: Wanted, *, empty: bool) -> bool:
+        """Whether this read is a first one, by blocks, or goes on with one."""
+        if not self.table.in_blocks or not target.keyed:
+            return False
+        if self._stored.next_block is not None:
+            return not wanted.full_refresh  # what has landed may be gone at the source
+        return self._stored.cursor is None and empty
+
+    def _first(self, plan: Plan, target: Target, *, empty: bool) -> Plan:
+        """Read all blocks; or the rest of them, then what has changed since the first ones."""
+        table, stored, since = self.table, self._stored, self.window.since
+        same = not empty and stored.file == table.file and since is not None
+        direct = target.binary and (empty or same)
+        blocks = Blocks(
+            table,
+            target.columns if direct else plan.stream[:-1],
+            direct,
+            begin=(stored.next_block or 0) if same else 0,
+            end=table.blocks,
+            step=step_of(table, self._batch_rows),
+            # A row of these blocks that is as it was in the first snapshot is not in raw; an older
+            # version of one that has changed since may be.
+            since=since if same else None,
+        )
+        moment = self._moment
+        self._current = moment._replace(
+            snapshot_xmin=stored.snapshot_xmin if same else moment.snapshot_xmin,
+            # Started over, a load that is killed again has rows of any block: it cannot go on.
+            file=table.file if empty or same else None,
+            next_block=blocks.begin,
+            exported_at=stored.exported_at,
+        )
+        begin = self._current
+        self._current = begin._replace(next_block=blocks.last)
+        self._finish = lambda: self._complete(
+            begin._replace(file=None, next_block=None, cursor=self._top())
+        )
+        late = select(table, plan.stream[:-1], changed_since(since)) if same and since else None
+        return plan._replace(
+            path="first load", begin=begin, blocks=blocks, query=late, rows=table.rows
+        )
+
+    def _backfill(self, plan: Plan, span: Span) -> Plan:
+        """Read a span again. The position stays as it is."""
+        where = self.window.within(self._source, span)
+        self._finish = lambda: self._stored
+        query = self._select(where) + self.window.order
+        return plan._replace(path="backfill", query=query)
+
+    def _whole(self, plan: Plan) -> Plan:
+        """Read everything as one batch."""
+        self._finish = lambda: self._complete(State(cursor=self._top()))
+        self._reached = lambda _: self._finish()
+        query = self._select(self.window.held_back)
+        rows = self.table.rows
+        return plan._replace(path="full refresh", query=query, lands=Lands.WHOLE, rows=rows)
+
+    def _increment(self, plan: Plan) -> Plan:
+        """Read from the watermark on, and tell of each row whether it lies beyond the cursor."""
+        stored, window = self._stored, self.window
+        self._reached = self._advance
+        self._finish = lambda: self._complete(self._current)
+        beyond = window.after(stored.cursor) if stored.cursor else TRUE
+        query = self._select(window.onward(stored.cursor, stored.watermark), beyond) + window.order
+        return plan._replace(
+            path="increment",
+            query=query,
+            lands=Lands.BEYOND if stored.cursor else Lands.ANY,
+            rows=self.table.rows if stored.watermark is None else None,
+        )
+
+    # -- the pieces
+
+    def _advance(self, last: bytes) -> State:
+        """Return the position after a row of an increment."""
+        value = field(last, self._place(self.window.cursor))
+        if value is None:
+            return self._current
+        id_column = self.window.id
+        end = Position(value, field(last, self._place(id_column)) if id_column else None)
+        if field(last, -1) == "t":
+            moment = self._moment
+            self._current = self._current._replace(
+                cursor=end,
+                snapshot_xmin=moment.snapshot_xmin,
+                source=moment.source,
+                horizon=moment.horizon,
+            )
+        if self.window.bound:
+            self._current = self._current._replace(watermark=end)
+        return self._current
+
+    def _complete(self, current: State) -> State:
+        """Return the position when all that the snapshot shows has landed."""
+        pending, moment = self.window.pending, self._moment
+        return current._replace(
+            snapshot_xmin=moment.snapshot_xmin,
+            horizon=moment.horizon,
+            source=moment.source,
+            pending_value=pending.value if pending else None,
+            pending_at=pending.at if pending else None,
+            watermark=current.cursor if self.window.bound else current.watermark,
+        )
+
+    def _top(self) -> Position | None:
+        """Return the furthest position that the snapshot shows."""
+        window = self.window
+        # By the table's columns: a bare name would be that of the text that is selected.
+        newest = [sql.Identifier("t", c.name) + sql.SQL(" desc") for c in window.columns]
+        top = self._source.execute(
+            sql.SQL("select {}::text, {} from {} t where {} is not null and {}").format(
+                window.field,
+                sql.SQL("{}::text").format(sql.Identifier(window.id.name))
+                if window.id
+                else sql.NULL,
+                self._declared.name,
+                window.field,
+                window.held_back,
+            )
+            + sql.SQL(" order by {} limit 1").format(sql.SQL(", ").join(newest))
+        ).fetchone()
+        return Position(*top) if top else None
+
+    def _select(self, where: sql.Composable, beyond: sql.Composable = TRUE) -> sql.Composable:
+        return select(self.table, self._stream[:-1], where, beyond)
+
+    def _limit(self) -> Limit:
+        if self.window.id is not None:
+            return Limit(self._batch_rows, BATCH_SIZE)
+        place = self._place(self.window.cursor)
+        # Without a tie-breaker a position inside a tie would lose the rest of it.
+        tied = lambda a, b: field(a, place) == field(b, place)  # noqa: E731
+        return Limit(self._batch_rows, BATCH_SIZE, tied)
+
+    def _place(self, column: Column) -> int:
+        return [one.name for one in self._stream].index(column.name)
+
+    def _prefer_index(self) -> None:
+        """Have an index on (cursor, id) read, where there is one: the first row comes at once.
+
+        Otherwise the planner sorts first, for fear of random reads on a disk that turns.
+        """
+        self._source.execute(
+            "select set_config('random_page_cost',"
+            " least(current_setting('random_page_cost')::float8, 1.1)::text, true)"
+        )
+
+    def _refuse_nulls(self) -> None:
+        nulls = self._declared.cursor.nulls
+        columns = [column for column in self.window.columns if not column.not_null]
+        if nulls == "load":
+            columns = [column for column in columns if column is not self.window.cursor]
+        if not columns or nulls == "skip":
+            return
+        tests = sql.SQL(" or ").join(
+            sql.SQL("{} is null").format(sql.Identifier(column.name)) for column in columns
+        )
+        row = self._source.execute(
+            sql.SQL("select count(*) from {} where {}").format(self._declared.name, tests)
+        ).fetchone()
+        if row and row[0]:
+            names = " or ".join(column.name for column in columns)
+            raise SourceError(
+                f"{self._key}: {row[0]} rows have no {names}, and cannot be ordered",
+                hint=f"{self._declared.where}: set exporter.source.cursor.nulls to skip or load",
+            )
+
+
+def describe(definition: Definition, table: Table) -> str:
+    """Return by what the table is read, for people. Raises SourceError where it cannot be."""
+    require(table, "conflict_columns", definition.destination.conflict_columns)
+    return f"by {cursor_columns(definition.source, table)[0].name}"

@@ -27,11 +27,11 @@ from exporter.errors import ExporterError, SettingError, StoppedError, UsageErro
 from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
-    from exporter.config.definition import Definition
+    from exporter.config import Definition
     from exporter.load.one import After
     from exporter.source import Wanted
     from exporter.state import Result
-    from exporter.terminal.console import Console
+    from exporter.terminal import Console
 
 
 @click.command(
@@ -199,7 +199,7 @@ def _results(
 
         yield from side_by_side(chosen, load, console, jobs, most, scheduler)
         return
-    from exporter.wire.connection import Sessions  # noqa: PLC0415
+    from exporter.wire import Sessions  # noqa: PLC0415
 
     with Sessions() as sessions:
         for definition in chosen:

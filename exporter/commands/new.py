@@ -17,9 +17,9 @@ from exporter.errors import UsageError, nearest
 from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.config.definition import Definition
+    from exporter.config import Definition
     from exporter.scaffold.declaration import Plan
-    from exporter.wire.connection import Connection
+    from exporter.wire import Connection
 
 
 _SHOWN = 12  # answers that an error names
@@ -53,7 +53,7 @@ def command(
     overwritten.
     """
     from exporter.config import project  # noqa: PLC0415  what --help does not need
-    from exporter.wire.connection import connect  # noqa: PLC0415
+    from exporter.wire import connect  # noqa: PLC0415
 
     if (table is None) != as_list or (as_json and not as_list):
         raise UsageError("exporter new takes a TABLE, or --list", hint="exporter new --list")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import state
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import UsageError
-from exporter.source import window
-from exporter.source.catalog import find_table
+from exporter.source import find_table, window
 from exporter.state import Bound, Position, State
-from exporter.wire.connection import Connection, connect
+from exporter.wire import Connection, connect
 
 
 def show(definitions: list[Definition]) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
-from exporter.terminal.console import Console
+from exporter.terminal import Console
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from exporter.config.definition import Definition
+    from exporter.config import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 # In the order of the help.

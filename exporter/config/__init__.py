@@ -2,3 +2,7 @@
 
 Files and variables come in; ``Definition`` and URLs go out.
 """
+
+from exporter.config.definition import Cursor, Definition, Destination, SourceTable
+
+__all__ = ["Cursor", "Definition", "Destination", "SourceTable"]

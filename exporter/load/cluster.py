@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from exporter import state
-from exporter.config.definition import Definition, Destination
+from exporter.config import Definition, Destination
 from exporter.errors import ClusterError, DatabaseError, ExporterError
 from exporter.load import ranges
 from exporter.load.ranges import Crew, FirstLoad, Landed, NotByRanges, Tally
 from exporter.load.threads import Team
-from exporter.source.blocks import Range
+from exporter.source import Range
 from exporter.state import Result, fence
-from exporter.terminal import signals
-from exporter.terminal.console import Console
-from exporter.wire.connection import Connection, Sessions, connect
+from exporter.terminal import Console, signals
+from exporter.wire import Connection, Sessions, connect
 
 if TYPE_CHECKING:
     from distributed import Client, Future

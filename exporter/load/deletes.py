@@ -10,11 +10,9 @@ from exporter import state
 from exporter.errors import DriftError
 from exporter.load.one import After
 from exporter.load.transfer import Transfer
-from exporter.raw import compare, statements
+from exporter.raw import STAMP, compare, statements
 from exporter.raw.sides import FALSE, Comparison, comparison, names
-from exporter.raw.table import STAMP
-from exporter.source import Table
-from exporter.source.snapshot import Horizon
+from exporter.source import Horizon, Table
 
 
 def reconcile(most: float) -> After:

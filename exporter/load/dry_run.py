@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from exporter import state
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load.one import tell_plan
 from exporter.load.transfer import Attempt
@@ -19,9 +19,8 @@ from exporter.raw.table import Preparation
 from exporter.source import Plan, Table, Wanted, reader_of
 from exporter.source.catalog import planned_rows
 from exporter.state import Result, State
-from exporter.terminal.console import Console
-from exporter.wire.connection import connect
-from exporter.wire.retry import first_line
+from exporter.terminal import Console
+from exporter.wire import connect, first_line
 
 
 class Rehearsal(NamedTuple):

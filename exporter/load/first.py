@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from exporter.load import ranges
 from exporter.load.transfer import Transfer
-from exporter.source.blocks import Blocks
+from exporter.source import Blocks
 from exporter.state import fence, take_counts
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 if TYPE_CHECKING:
     from exporter.load.ranges import Crew

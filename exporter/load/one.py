@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from exporter import state
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load.transfer import Attempt, Transfer
 from exporter.raw import table as raw_table
 from exporter.source import NEW, Plan, Table, Wanted, reader_of
 from exporter.state import Result, State, Totals, record_failure, take_counts
-from exporter.terminal import signals
-from exporter.terminal.console import Console
-from exporter.wire.connection import Sessions, connect, stopped_in_order
-from exporter.wire.retry import first_line, with_retries
+from exporter.terminal import Console, signals
+from exporter.wire import Sessions, connect, first_line, stopped_in_order, with_retries
 
 if TYPE_CHECKING:
     from exporter.load.ranges import Crew

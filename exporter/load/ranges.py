@@ -14,15 +14,11 @@ from psycopg import sql
 
 from exporter import state
 from exporter.errors import DatabaseError
-from exporter.raw import landing
-from exporter.raw.table import RawTable
-from exporter.source.blocks import Blocks, Range
-from exporter.source.catalog import Column
-from exporter.source.reader import Lands
+from exporter.raw import RawTable, landing
+from exporter.source import Blocks, Column, Lands, Range
 from exporter.state import Result, fence
-from exporter.terminal.console import Progress
-from exporter.wire.connection import Connection
-from exporter.wire.copy import END_OF_BATCH, Block, ReadAhead, copy_out, one_batch
+from exporter.terminal import Progress
+from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch
 
 Passed = Callable[[Block], None]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import psycopg
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load.threads import Team
 from exporter.source.catalog import blocks_of
 from exporter.state import Result
-from exporter.terminal.console import Console
-from exporter.wire.connection import connect
+from exporter.terminal import Console
+from exporter.wire import connect
 
 
 def side_by_side(

@@ -11,14 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load import ranges
 from exporter.load.ranges import Crew, FirstLoad, Tally
-from exporter.source.blocks import Range
+from exporter.source import Range
 from exporter.state import Result
-from exporter.wire.connection import Connection, Sessions, cancel
-from exporter.wire.copy import Stopped
+from exporter.wire import Connection, Sessions, Stopped, cancel
 
 LOOK = 0.02  # seconds between looks at whether it is a range's turn
 

@@ -10,16 +10,13 @@ from typing import NamedTuple
 from psycopg import sql
 
 from exporter import state
-from exporter.config.definition import Definition
+from exporter.config import Definition
+from exporter.raw import RawTable
 from exporter.raw.landing import Staging
-from exporter.raw.table import RawTable
-from exporter.source.blocks import select
-from exporter.source.catalog import Table
-from exporter.source.reader import Batch, Lands, Plan
+from exporter.source import Batch, Lands, Plan, Table, select
 from exporter.state import Result, State, record
-from exporter.terminal.console import Progress, Say
-from exporter.wire.connection import Connection
-from exporter.wire.copy import Block, ReadAhead, copy_out, one_batch
+from exporter.terminal import Progress, Say
+from exporter.wire import Block, Connection, ReadAhead, copy_out, one_batch
 
 
 class Attempt(NamedTuple):

@@ -11,23 +11,15 @@ from typing import Any, NamedTuple
 import psycopg
 
 from exporter import state
-from exporter.config import project
-from exporter.config.definition import Definition
+from exporter.config import Definition, project
 from exporter.config.environment import require
 from exporter.errors import ExporterError
 from exporter.monitoring import grants
+from exporter.raw import DELETED, STAMP
 from exporter.raw.drift import plan
-from exporter.raw.table import DELETED, STAMP
-from exporter.source.catalog import (
-    Table,
-    find_table,
-    indexes,
-    quoted,
-    relation_columns,
-)
-from exporter.source.cursor import describe
-from exporter.wire.connection import Connection, connect
-from exporter.wire.retry import first_line
+from exporter.source import Table, describe, find_table
+from exporter.source.catalog import indexes, quoted, relation_columns
+from exporter.wire import Connection, connect, first_line
 
 _VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
 _OLDEST = 130000  # the first version of PostgreSQL that the tests run on

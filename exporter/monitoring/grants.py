@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.source.catalog import quoted
 from exporter.state import SCHEMA
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 _ON_TABLE = (
     "select c.oid, pg_has_role(c.relowner, 'usage'),"

@@ -16,13 +16,12 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from exporter import state
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import ExporterError
-from exporter.source import window
-from exporter.source.catalog import Table, find_table, indexes, planned_rows
+from exporter.source import Table, find_table, window
+from exporter.source.catalog import indexes, planned_rows
 from exporter.state import State
-from exporter.wire.connection import Connection, connect
-from exporter.wire.retry import first_line
+from exporter.wire import Connection, connect, first_line
 
 COUNTED = 10_000  # rows; beyond them the planner's estimate is told
 RUNS = 10

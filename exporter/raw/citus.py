@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from exporter.config.definition import Destination
-from exporter.wire.connection import Connection
+from exporter.config import Destination
+from exporter.wire import Connection
 
 
 def is_here(destination: Connection) -> bool:

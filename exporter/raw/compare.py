@@ -21,8 +21,7 @@ from typing import NamedTuple
 from psycopg import sql
 
 from exporter.raw.sides import BUCKETS, COMMA, FALSE, TRUE, Comparison, Side, names
-from exporter.wire.connection import Connection, cancel
-from exporter.wire.copy import ReadAhead, copy_out, pour
+from exporter.wire import Connection, ReadAhead, cancel, copy_out, pour
 
 TOLD = 100  # rows of each kind that are named
 KINDS = ("missing", "extra", "different", "in flight")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.config.definition import Destination
+from exporter.config import Destination
 from exporter.errors import DriftError
-from exporter.source.catalog import Column
+from exporter.source import Column
 
 _ORDER = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
 _SIZED = {"numeric", "character varying", "bit varying", "interval"}

@@ -12,10 +12,8 @@ from psycopg import sql
 from exporter.errors import RowError
 from exporter.raw.statements import STAGING, copy_statement, landing
 from exporter.raw.table import RawTable
-from exporter.source.catalog import Column
-from exporter.source.reader import Lands
-from exporter.wire.connection import Connection
-from exporter.wire.copy import AHEAD, Block, CopyIn, field, pour
+from exporter.source import Column, Lands
+from exporter.wire import AHEAD, Block, Connection, CopyIn, field, pour
 
 _ORDINAL = sql.Identifier("_exporter_row")
 _SAVEPOINT = "savepoint staged"  # on an error staging stays

@@ -14,13 +14,13 @@ from urllib.parse import quote, urlencode
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.config.environment import url
 from exporter.errors import ExporterError, UsageError
 from exporter.raw.table import creation
-from exporter.source.catalog import find_table
+from exporter.source import find_table
 from exporter.state import SCHEMA
-from exporter.wire.connection import connect
+from exporter.wire import connect
 
 FOLDER = "db/migrations"
 TABLE = f"{SCHEMA}.schema_migrations"

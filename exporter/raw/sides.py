@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.config.definition import Destination
+from exporter.config import Destination
 from exporter.errors import DriftError
 from exporter.raw.table import DELETED, STAMP
-from exporter.source.catalog import Column, Table, relation_columns
-from exporter.wire.connection import Connection
+from exporter.source import Column, Table
+from exporter.source.catalog import relation_columns
+from exporter.wire import Connection
 
 BUCKETS = 65_536
 TRUE, FALSE = sql.SQL("true"), sql.SQL("false")

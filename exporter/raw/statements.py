@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from exporter.raw.table import DELETED, STAMP, RawTable
-from exporter.source.catalog import Column
-from exporter.source.reader import BEYOND, Lands
+from exporter.source import BEYOND, Column, Lands
 
 STAGING = sql.Identifier("_exporter_staging")
 _COMMA = sql.SQL(", ")

@@ -9,12 +9,13 @@ import psycopg
 from psycopg import sql
 
 from exporter import state
-from exporter.config.definition import Destination
+from exporter.config import Destination
 from exporter.errors import DriftError, SourceError
 from exporter.raw import citus, drift
 from exporter.raw.drift import Change
-from exporter.source.catalog import Column, Table, relation_columns, require
-from exporter.wire.connection import Connection
+from exporter.source import Column, Table
+from exporter.source.catalog import relation_columns, require
+from exporter.wire import Connection
 
 STAMP = "_exported_at"
 DELETED = "_deleted_at"  # with deletes: mark, when a row was found to be gone; NULL while it lives

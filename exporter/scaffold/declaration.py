@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from exporter.config import project
-from exporter.config.definition import Definition, snake_case
+from exporter.config import Definition, project
+from exporter.config.definition import snake_case
 from exporter.errors import UsageError, nearest
+from exporter.raw import STAMP
 from exporter.raw.migrations import TABLE as MIGRATIONS
-from exporter.raw.table import STAMP
 from exporter.scaffold import survey
 from exporter.scaffold.survey import Relation
-from exporter.source.catalog import Column
+from exporter.source import Column
 from exporter.state import SCHEMA
 from exporter.terminal import text
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 # What SCHEMA holds already.
 _TAKEN = {"_exporter_state", "_exporter_runs", MIGRATIONS.partition(".")[2]}

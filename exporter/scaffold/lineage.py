@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import ProjectError
 from exporter.source import catalog
-from exporter.wire.connection import Connection, connect
+from exporter.wire import Connection, connect
 
 SOURCE = "core"
 _MARK = f"._{SOURCE}."  # in our nodes' ids: a source of the project may be called core, too

@@ -11,9 +11,9 @@ from psycopg import sql
 
 from exporter.config.definition import snake_case
 from exporter.errors import SourceError, nearest
-from exporter.source import window
-from exporter.source.catalog import Column, Index, columns_of, indexes, planned_rows
-from exporter.wire.connection import Connection
+from exporter.source import Column, window
+from exporter.source.catalog import Index, columns_of, indexes, planned_rows
+from exporter.wire import Connection
 
 _PATIENCE = 2000  # milliseconds that one question may take
 _COUNTED = 1000  # rows

@@ -3,26 +3,34 @@
 A definition and a stored position come in; a plan and batches of rows go out.
 """
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
+from exporter.source.blocks import Blocks, Range, select
 from exporter.source.catalog import Column, Table, find_table
-from exporter.source.cursor import CursorReader
-from exporter.source.reader import NEW, Batch, Lands, Plan, Reader, Rows, Wanted
+from exporter.source.cursor import CursorReader, describe
+from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted
+from exporter.source.snapshot import Horizon
 from exporter.source.window import Span
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 __all__ = [
+    "BEYOND",
     "NEW",
     "Batch",
+    "Blocks",
     "Column",
+    "Horizon",
     "Lands",
     "Plan",
+    "Range",
     "Reader",
     "Rows",
     "Span",
     "Table",
     "Wanted",
+    "describe",
     "find_table",
     "reader_of",
+    "select",
 ]
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import SourceTable
+from exporter.config import SourceTable
 from exporter.errors import SourceError, nearest
 from exporter.source import types as raw_types
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 
 class Column(NamedTuple):

@@ -7,16 +7,15 @@ from collections.abc import Callable, Generator, Iterator
 
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import SourceError
 from exporter.source.blocks import Blocks, select, step_of
 from exporter.source.catalog import Column, Table, find_table, require
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
 from exporter.source.snapshot import TRUE, Horizon, changed_since, observe, reading, take_snapshot
 from exporter.source.window import Span, cursor_columns, decide, newest_number
-from exporter.state.position import Position, State
-from exporter.wire.connection import Connection
-from exporter.wire.copy import Block, Limit, ReadAhead, copy_out, field, one_batch
+from exporter.state import Position, State
+from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, field, one_batch
 
 BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
 

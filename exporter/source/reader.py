@@ -18,9 +18,8 @@ from exporter.source.blocks import STAGED, Blocks
 from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import Horizon
 from exporter.source.window import Span
-from exporter.state.position import Bound, State
-from exporter.wire.connection import Connection
-from exporter.wire.copy import Block
+from exporter.state import Bound, State
+from exporter.wire import Block, Connection
 
 # In the stream alone: whether a row lies beyond the stored position.
 BEYOND = Column("_exporter_beyond", "boolean", "boolean", "boolean", True, True)

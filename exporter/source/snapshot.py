@@ -9,11 +9,10 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import SourceTable
+from exporter.config import SourceTable
 from exporter.errors import SourceError
-from exporter.state.position import State
-from exporter.wire.connection import Connection
-from exporter.wire.retry import first_line
+from exporter.state import State
+from exporter.wire import Connection, first_line
 
 TRUE = sql.SQL("true")
 _XID_TRUST = 1_000_000_000  # half of the distance at which age() of a transaction id turns over

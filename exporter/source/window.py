@@ -15,12 +15,12 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import Cursor, SourceTable
+from exporter.config import Cursor, SourceTable
 from exporter.errors import DefinitionError, SourceError, UsageError
 from exporter.source.catalog import Column, Table, missing_column
 from exporter.source.snapshot import TRUE, Horizon, changed_since
 from exporter.state import Bound, Position, State
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 _TIMES = ("timestamp without time zone", "timestamp with time zone", "date")
 _NUMBERS = ("smallint", "integer", "bigint")

@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 from psycopg import sql
 
-from exporter.config.definition import Destination
+from exporter.config import Destination
 from exporter.errors import DatabaseError, LockedError
 from exporter.state import position
 from exporter.state.position import RUNS, STATE
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 _PATIENCE = 20.0  # seconds for sessions to end
 _HOLDERS = (

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from exporter.config.definition import Destination
+from exporter.config import Destination
 from exporter.errors import LockedError
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 SCHEMA = "analytics_raw"
 STATE = sql.Identifier(SCHEMA, "_exporter_state")

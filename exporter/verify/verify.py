@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from exporter import state
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load import deletes
 from exporter.load.one import After, load
@@ -17,13 +17,10 @@ from exporter.load.transfer import Transfer
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
-from exporter.source import Table, find_table, reader_of
-from exporter.source.cursor import describe
+from exporter.source import Table, describe, find_table, reader_of
 from exporter.state import outcome
-from exporter.terminal import signals
-from exporter.terminal.console import Console
-from exporter.wire.connection import Connection, Sessions, connect, stopped_in_order
-from exporter.wire.retry import first_line, with_retries
+from exporter.terminal import Console, signals
+from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
 
 
 @dataclass

@@ -99,11 +99,16 @@ def test_every_error_and_exit_status_is_there(site: Path) -> None:
 
 def test_every_environment_variable_is_there(site: Path) -> None:
     page = _text(site, "reference/environment.html")
-    read = {name for file in (ROOT / "exporter").rglob("*.py") for name in _variables(file)}
+    read = {name for file in _code() for name in _variables(file)}
     assert {cli.CORE, "BATCH_SIZE", "EXPORTER_PG_BIN", "DBT_TARGET"} <= read
     for name in read:
         assert name in cli.ENVIRONMENT
         assert f"`{name}`" in page
+
+
+def _code() -> list[Path]:
+    files = (ROOT / "exporter").rglob("*.py")
+    return [file for file in files if file.name != "__init__.py"]  # their texts are names of code
 
 
 def _variables(file: Path) -> list[str]:

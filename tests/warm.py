@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import struct
@@ -119,7 +120,9 @@ def _command(
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [program, *words]
+    sys.modules["__main__"].__package__ = ""  # click would show it as the program's name
     sys.path[0] = folder  # as `python -m` has it
+    logging.root.handlers.clear()  # dbt's
     status: object = 0
     try:
         if program == "dbt":

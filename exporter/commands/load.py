@@ -28,7 +28,7 @@ from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from exporter.config import Definition
-    from exporter.load.one import After
+    from exporter.load.transfer import After
     from exporter.source import Wanted
     from exporter.state import Result
     from exporter.terminal import Console

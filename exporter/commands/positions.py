@@ -7,8 +7,9 @@ from typing import Any
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import UsageError
-from exporter.source import find_table, window
-from exporter.state import Bound, Position, State
+from exporter.raw.table import oid_and_emptiness
+from exporter.source import find_table, reader_of, window
+from exporter.state import Binding, Bound, Position, State
 from exporter.wire import Connection, connect
 
 
@@ -69,9 +70,39 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
                     hint="set a later position",
                 )
         # Without the transaction id of the last read, every row behind the position is read.
-        now = State(position, position, horizon=stored.horizon, exported_at=stored.exported_at)
+        now = State(
+            position,
+            position,
+            horizon=stored.horizon,
+            exported_at=stored.exported_at,
+            binding=stored.binding,
+        )
         state.write(destination, definition.destination, now)
     return _told(definition.key, now)
+
+
+def adopt(definition: Definition) -> dict[str, Any]:
+    """Bind the position to the source and the raw table of now. Raises UsageError without one.
+
+    What another server called its transactions tells nothing here: the next load compares all
+    rows from the watermark on.
+    """
+    key, target = definition.key, definition.destination
+    with (
+        connect("DATABASE_URL_ANALYTICS") as destination,
+        connect("DATABASE_URL_CORE") as source,
+    ):
+        stored = _locked(destination, definition)
+        if stored.cursor is None:
+            raise UsageError(f"{key} has no position", hint=f"exporter load {key}")
+        reader = reader_of(definition, source)
+        with reader.opened(stored, None):
+            reading = stored.binding.reading if stored.binding else reader.reading()
+            raw, _ = oid_and_emptiness(destination, target)
+            binding = Binding(reader.found, raw, reading)
+        now = stored._replace(snapshot_xmin=None, source=None, binding=binding)
+        state.write(destination, target, now)
+    return _told(key, now)
 
 
 def line(told: dict[str, Any]) -> str:
@@ -81,14 +112,23 @@ def line(told: dict[str, Any]) -> str:
         return f"{told['key']}: an unfinished first load; the next load goes on with it"
     if cursor is None:
         return f"{told['key']}: nothing yet; the next load reads everything"
-    place = Position(**cursor)
-    from_where = f"; the next load reads from {Position(**watermark)}" if watermark else ""
-    return f"{told['key']}: cursor {place}{from_where}"
+    text = f"{told['key']}: cursor {Position(**cursor)}"
+    if watermark:
+        text += f"; the next load reads from {Position(**watermark)}"
+    if bound := told["bound_to"]:
+        source = bound["source"]
+        text += (
+            f"\n  bound to {source['table']} (oid {source['oid']}) of database"
+            f" {source['database'].partition('/')[2]}, cluster {source['cluster'] or 'unknown'},"
+            f" timeline {source['timeline'] or 'unknown'}; raw table oid {bound['raw']}"
+        )
+    return text
 
 
 def _locked(destination: Connection, definition: Definition) -> State:
     state.create_tables(destination)
     state.lock(destination, definition.destination)
+    state.take_over(destination, definition.destination)
     return state.read(destination, definition.destination)
 
 
@@ -99,4 +139,5 @@ def _told(key: str, stored: State) -> dict[str, Any]:
         "watermark": state.as_dict(stored.watermark),
         "exported_at": stored.exported_at,
         "first_load_unfinished": stored.next_block is not None,
+        "bound_to": stored.binding.as_json() if stored.binding else None,
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
+from exporter.load import MOST_DELETES
 from exporter.terminal import Console
 
 if TYPE_CHECKING:
@@ -208,13 +209,12 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_MOST_DELETES = 10  # percent
 max_deletes = click.option(
     "--max-deletes",
     type=click.FloatRange(0, 100),
     default=None,
     metavar="PERCENT",
-    help=f"The share of raw's rows beyond which none is deleted; else {_MOST_DELETES}.",
+    help=f"The share of raw's rows beyond which none is deleted; else {MOST_DELETES}.",
 )
 
 
@@ -222,7 +222,7 @@ def most_deletes(given: float | None, flag: str, *, on: bool) -> float:
     """Return the percentage that holds. Raises UsageError where it was given without its flag."""
     if given is not None and not on:
         raise UsageError(f"--max-deletes goes with {flag}, without which nothing is deleted")
-    return _MOST_DELETES if given is None else given
+    return MOST_DELETES if given is None else given
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -12,7 +12,7 @@ from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, Group, as_json,
 
 @click.group("state", cls=Group)
 def command() -> None:
-    """Show, forget or set the stored position of a definition."""
+    """Show, forget, set or bind anew the stored position of a definition."""
 
 
 @command.command(
@@ -45,6 +45,21 @@ def reset(call: Call, key: str, as_json: bool) -> None:
     from exporter.commands import positions  # noqa: PLC0415
 
     _print(positions.reset(call.definitions((key,), ANALYTICS)[0]), as_json)
+
+
+@command.command(
+    epilog=examples(
+        "exporter state adopt StatEvent",
+    ),
+)
+@click.argument("key", metavar="KEY", type=KEY)
+@as_json
+@shared
+def adopt(call: Call, key: str, as_json: bool) -> None:
+    """Keep the position for a source or a raw table that was moved or made anew on purpose."""
+    from exporter.commands import positions  # noqa: PLC0415
+
+    _print(positions.adopt(call.definitions((key,), CORE, ANALYTICS)[0]), as_json)
 
 
 @command.command(

@@ -8,8 +8,7 @@ from psycopg import sql
 
 from exporter import state
 from exporter.errors import DriftError
-from exporter.load.one import After
-from exporter.load.transfer import Transfer
+from exporter.load.transfer import After, Transfer
 from exporter.raw import STAMP, compare, statements
 from exporter.raw.sides import FALSE, Comparison, comparison, names
 from exporter.source import Horizon, Table

@@ -11,14 +11,15 @@ from psycopg import sql
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError
+from exporter.load import worth
 from exporter.load.one import tell_plan
 from exporter.load.transfer import Attempt
 from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
-from exporter.source import Plan, Table, Wanted, reader_of
+from exporter.source import NEW, Plan, Table, Wanted, reader_of
 from exporter.source.catalog import planned_rows
-from exporter.state import Result, State
+from exporter.state import Binding, Result, State, Worth
 from exporter.terminal import Console
 from exporter.wire import connect, first_line
 
@@ -122,11 +123,17 @@ def _rehearsed(attempt: Attempt, wanted: Wanted) -> Rehearsal:
     before = state.remembered_columns(destination, target) if known else None
     reader = reader_of(definition, attempt.source)
     with reader.opened(stored, destination) as table:
+        if not wanted.full_refresh:
+            worth.refuse_elsewhere(attempt, stored, reader)
         planned = raw_table.plan(destination, target, table, before)
         for text in (*(change.said for change in planned.changes), *planned.told):
             attempt.say(text)
-        empty = stored.cursor is None and raw_table.is_empty(destination, planned.raw)
-        plan = reader.plan(planned.raw, wanted, empty=empty)
+        oid, empty = raw_table.oid_and_emptiness(destination, target)
+        if wanted == NEW:
+            binding = Binding(reader.found, oid, reader.reading())
+            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
+            wanted = wanted._replace(sweep=found is Worth.SWEEP)
+        plan = reader.plan(stored, planned.raw, wanted, empty=empty)
         tell_plan(attempt, plan, stored)
         return _described(attempt, table, planned, plan, stored)
 

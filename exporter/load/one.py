@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -13,18 +12,16 @@ import psycopg
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
-from exporter.load.transfer import Attempt, Transfer
+from exporter.load import MOST_DELETES, worth
+from exporter.load.transfer import After, Attempt, Transfer
 from exporter.raw import table as raw_table
-from exporter.source import NEW, Plan, Table, Wanted, reader_of
-from exporter.state import Result, State, Totals, record_failure, take_counts
+from exporter.source import NEW, Plan, Wanted, reader_of
+from exporter.state import Binding, Result, State, Totals, Worth, record_failure, take_counts
 from exporter.terminal import Console, signals
 from exporter.wire import Sessions, connect, first_line, stopped_in_order, with_retries
 
 if TYPE_CHECKING:
     from exporter.load.ranges import Crew
-
-# What is done when the rows have landed, under the same lock and in the same snapshot.
-After = Callable[[Transfer, Table], None]
 
 
 def load(
@@ -90,9 +87,20 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
     stored = _locked_state(attempt)
     reader = reader_of(definition, attempt.source)
     with reader.opened(stored, destination) as table:
+        if not wanted.full_refresh:
+            worth.refuse_elsewhere(attempt, stored, reader)
         raw = raw_table.prepare(destination, definition.destination, table, attempt.say)
-        empty = stored.cursor is None and raw_table.is_empty(destination, raw)
-        plan = reader.plan(raw, wanted, empty=empty)
+        oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
+        binding = Binding(reader.found, oid, reader.reading())
+        if wanted == NEW:
+            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
+            if found is Worth.SWEEP:
+                wanted = wanted._replace(sweep=True)
+            if found is Worth.REREAD and definition.destination.deletes != "ignore":
+                from exporter.load.deletes import reconcile  # noqa: PLC0415
+
+                after = after or reconcile(MOST_DELETES)
+        plan = reader.plan(stored, raw, wanted, empty=empty)
         if plan.blocks is None and crew and crew.ranges_only:
             from exporter.load.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
@@ -109,6 +117,8 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             raw_table.ensure_key(destination, raw)
         transfer.land(reader.batches(plan))
         final = reader.finished()
+        if not wanted.span:
+            final = final._replace(binding=binding)
         batches = result.totals.batches
         stamp = transfer.stamp_of(batches) if batches else stored.exported_at
         with destination.transaction():
@@ -127,6 +137,7 @@ def _locked_state(attempt: Attempt) -> State:
     )
     state.create_tables(destination)
     state.lock(destination, target)
+    state.take_over(destination, target)
     stored = state.read(destination, target)
     if stored.run is not None:  # a first load that did not end
         from exporter.state import fence  # noqa: PLC0415  what most loads do not need

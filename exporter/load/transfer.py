@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ from exporter.source import Batch, Lands, Plan, Table, select
 from exporter.state import Result, State, record
 from exporter.terminal import Progress, Say
 from exporter.wire import Block, Connection, ReadAhead, copy_out, one_batch
+
+# What is done when the rows have landed, under the same lock and in the same snapshot.
+After = Callable[["Transfer", Table], None]
 
 
 class Attempt(NamedTuple):

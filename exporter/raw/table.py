@@ -209,14 +209,17 @@ def creation(target: Destination, columns: Iterable[Column], *, key: bool = Fals
     )
 
 
-def is_empty(destination: Connection, raw: RawTable) -> bool:
-    """Tell whether the raw table has no row, or is not there yet."""
-    statement = sql.SQL("select not exists (select 1 from {})").format(raw.name)
+def oid_and_emptiness(destination: Connection, target: Destination) -> tuple[int, bool]:
+    """Return the raw table's oid, and whether it has no row; 0 and true before it is made."""
+    statement = sql.SQL(
+        "select pg_catalog.to_regclass({})::oid::bigint, not exists (select from {})"
+    ).format(sql.Literal(target.name.as_string(destination)), target.name)
     try:
         row = destination.execute(statement).fetchone()
     except psycopg.errors.UndefinedTable:
-        return True
-    return bool(row and row[0])
+        return 0, True
+    assert row is not None
+    return row[0], row[1]
 
 
 def key_statement(destination: Connection, raw: RawTable) -> sql.Composed | None:

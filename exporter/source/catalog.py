@@ -54,6 +54,7 @@ class Table(NamedTuple):
     has_xmin: bool  # the rows of foreign tables and of views carry none
     in_blocks: bool  # one heap, and a server (from 14 on) that reads a range of it without the rest
     unique_keys: tuple[frozenset[str], ...]
+    partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
 
     def column(self, name: str) -> Column:
         """Return the column of that name. Raises KeyError."""
@@ -85,7 +86,14 @@ select c.oid, c.relkind::text, c.reltuples,
             where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate
                 and i.indpred is null and i.indexprs is null
             group by i.indexrelid
-        ) k), '{}')
+        ) k), '{}'),
+    case when c.relhassubclass then array(
+        with recursive part (oid) as (
+            select inhrelid from pg_inherits where inhparent = c.oid
+            union all
+            select i.inhrelid from part p join pg_inherits i on i.inhparent = p.oid
+        )
+        select oid::bigint from part order by oid) else '{}' end
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
 """
@@ -127,7 +135,7 @@ def find_table(
     found = source.execute(_RELATION, (declared.schema, declared.table)).fetchone()
     if found is None:
         raise _missing_table(source, declared)
-    oid, kind, rows, blocks, file, in_blocks, has_xmin, keys = found
+    oid, kind, rows, blocks, file, in_blocks, has_xmin, keys, partitions = found
     columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
     names = [column.name for column in columns]
     for key, wanted in (
@@ -149,6 +157,7 @@ def find_table(
         has_xmin=has_xmin,
         in_blocks=in_blocks,
         unique_keys=tuple(frozenset(_names(text)) for text in keys),
+        partitions=tuple(partitions),
     )
 
 

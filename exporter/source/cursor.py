@@ -12,9 +12,17 @@ from exporter.errors import SourceError
 from exporter.source.blocks import Blocks, select, step_of
 from exporter.source.catalog import Column, Table, find_table, require
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
-from exporter.source.snapshot import TRUE, Horizon, changed_since, observe, reading, take_snapshot
-from exporter.source.window import Span, cursor_columns, decide, newest_number
-from exporter.state import Position, State
+from exporter.source.snapshot import (
+    TRUE,
+    Horizon,
+    changed_since,
+    found,
+    observe,
+    reading,
+    take_snapshot,
+)
+from exporter.source.window import Span, Window, cursor_columns, decide, newest_number
+from exporter.state import Judgement, Position, Reading, Source, State, Worth
 from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, field, one_batch
 
 BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
@@ -23,10 +31,12 @@ BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one 
 class CursorReader:
     """Reads a table by its cursor. A first load is read by ranges of blocks, where that can be."""
 
-    horizon: Horizon | None = None
+    horizon: Horizon
+    found: Source
 
     def __init__(self, source: Connection, definition: Definition) -> None:
         self._source = source
+        self._definition = definition
         self._declared = definition.source
         self._key = definition.key
         self._batch_rows = definition.batch_rows
@@ -36,43 +46,60 @@ class CursorReader:
     def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
         """See ``Reader``."""
         source, declared = self._source, self._declared
-        self._stored = stored
-        seen = newest_number(source, declared)
+        self._seen = newest_number(source, declared)
         self.horizon = horizon = observe(source, stored)
         with reading(source, declared):
             self.table = find_table(source, declared, destination)
-            snapshot = take_snapshot(source, stored, horizon)
+            self._snapshot = snapshot = take_snapshot(source, stored, horizon)
+            self.found = found(horizon, snapshot, self.table)
             # What a position needs beside the cursor, to tell at the next load what came late.
             self._moment = State(
-                snapshot_xmin=snapshot.xmin, source=horizon.identity, horizon=horizon.oldest_open
+                snapshot_xmin=snapshot.xmin,
+                source=horizon.server.identity,
+                horizon=horizon.oldest_open,
             )
-            self.window = decide(
-                source,
-                self.table,
-                stored,
-                horizon,
-                append=self._append,
-                seen=seen,
-                since=snapshot.since,
-            )
+            columns = cursor_columns(declared, self.table)
             if destination:
-                self._refuse_nulls()
+                self._refuse_nulls(columns)
             yield self.table
 
-    def plan(self, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
+    def reading(self) -> Reading:
+        """See ``Reader``."""
+        cursor = self._declared.cursor
+        landed = {column.name: column.expression or "" for column in self.table.landed}
+        keys = self._definition.destination.conflict_columns
+        return Reading("cursor", cursor.field, cursor.id_field, cursor.nulls, landed, keys)
+
+    def doubt(self, stored: State) -> Judgement:
+        """See ``Reader``."""
+        if stored.cursor is None:
+            return Judgement(Worth.ONWARD)
+        window = self._window(stored)
+        before = set(stored.binding.source.partitions if stored.binding else self.table.partitions)
+        for oid in set(self.table.partitions) - before:
+            if self._has_rows_behind(oid, window, stored.cursor):
+                return Judgement(
+                    Worth.REREAD,
+                    f"{self._declared.schema}.{self._declared.table} has a new partition with rows"
+                    " behind the position: everything is read once, and compared with raw",
+                )
+        return self._doubt_newest(window, stored.cursor)
+
+    def plan(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
         """See ``Reader``."""
         columns = target.columns
+        self._stored = self._current = stored
+        self.window = self._window(stored)
         names = {column.name for column in columns}
         hidden = (one for one in (*self.window.columns, BEYOND) if one.name not in names)
         self._stream = (*columns, *hidden)
         self._reached: Callable[[bytes], State] = lambda _: self._current
         self._finish: Callable[[], State]
-        self._current = self._stored
         plan = Plan(
             path="",
             stream=self._stream,
             order=self.window.columns,
-            begin=self._stored,
+            begin=stored,
             bound=self.window.bound,
             horizon=self.horizon,
         )
@@ -80,7 +107,9 @@ class CursorReader:
             return self._backfill(plan, wanted.span)
         if self._is_first(target, wanted, empty=empty):
             return self._first(plan, target, empty=empty)
-        return self._whole(plan) if wanted.full_refresh else self._increment(plan)
+        if wanted.full_refresh:
+            return self._whole(plan)
+        return self._sweep(plan) if wanted.sweep else self._increment(plan)
 
     def batches(self, plan: Plan) -> Generator[Batch]:
         """See ``Reader``."""
@@ -114,10 +143,10 @@ class CursorReader:
         """See ``Reader``."""
         return self._finish()
 
-    def in_flight(self) -> sql.Composable:
+    def in_flight(self, stored: State) -> sql.Composable:
         """See ``Reader``."""
-        window = self.window._replace(append=False)  # what is held back will land, too
-        return window.onward(self._stored.cursor, self._stored.watermark)
+        window = self._window(stored)._replace(append=False)  # what is held back will land, too
+        return window.onward(stored.cursor, stored.watermark)
 
     def confirm(self, position: State) -> None:
         """Keep nothing at the source: there is nothing to forget."""
@@ -155,6 +184,7 @@ class CursorReader:
             file=table.file if empty or same else None,
             next_block=blocks.begin,
             exported_at=stored.exported_at,
+            binding=stored.binding,
         )
         begin = self._current
         self._current = begin._replace(next_block=blocks.last)
@@ -181,6 +211,18 @@ class CursorReader:
         rows = self.table.rows
         return plan._replace(path="full refresh", query=query, lands=Lands.WHOLE, rows=rows)
 
+    def _sweep(self, plan: Plan) -> Plan:
+        """Read every row that has changed since the snapshot before, whatever its cursor is.
+
+        Where that snapshot tells nothing any more, everything. The position may go back: to the
+        newest row that there is.
+        """
+        window, since = self.window, self.window.since
+        where = changed_since(since) if since else TRUE
+        query = self._select(where) + window.order
+        self._finish = lambda: self._complete(self._stored._replace(cursor=self._top()))
+        return plan._replace(path="sweep", query=query, rows=None if since else self.table.rows)
+
     def _increment(self, plan: Plan) -> Plan:
         """Read from the watermark on, and tell of each row whether it lies beyond the cursor."""
         stored, window = self._stored, self.window
@@ -196,6 +238,42 @@ class CursorReader:
         )
 
     # -- the pieces
+
+    def _window(self, stored: State) -> Window:
+        return decide(
+            self._source,
+            self.table,
+            stored,
+            self.horizon,
+            append=self._append,
+            seen=self._seen,
+            since=self._snapshot.since,
+        )
+
+    def _has_rows_behind(self, partition: int, window: Window, cursor: Position) -> bool:
+        """Whether a partition has a row that an increment would pass over."""
+        name = self._source.execute("select %s::oid::regclass::text", (partition,)).fetchone()
+        assert name is not None
+        statement = sql.SQL("select exists (select from {} where ({}) is not true)").format(
+            sql.SQL(name[0]), window.after(cursor)
+        )
+        row = self._source.execute(statement).fetchone()
+        return bool(row and row[0])
+
+    def _doubt_newest(self, window: Window, cursor: Position) -> Judgement:
+        """Whether the newest row lies behind the position: rows are gone, or ids began anew."""
+        at_least = sql.SQL("{} >= {}").format(window.field, window.literal(cursor.value))
+        statement = sql.SQL(
+            "select exists (select from {0} where {1}), exists (select from {0})"
+        ).format(self._declared.name, at_least)
+        row = self._source.execute(statement).fetchone()
+        if row is None or row[0] or not row[1]:
+            return Judgement(Worth.ONWARD)
+        return Judgement(
+            Worth.SWEEP,
+            f"the newest {window.cursor.name} at the source lies behind the position {cursor}:"
+            " rows are gone, or numbers began anew; what changed since is read by xmin",
+        )
 
     def _advance(self, last: bytes) -> State:
         """Return the position after a row of an increment."""
@@ -271,11 +349,11 @@ class CursorReader:
             " least(current_setting('random_page_cost')::float8, 1.1)::text, true)"
         )
 
-    def _refuse_nulls(self) -> None:
+    def _refuse_nulls(self, order: tuple[Column, Column | None]) -> None:
         nulls = self._declared.cursor.nulls
-        columns = [column for column in self.window.columns if not column.not_null]
+        columns = [column for column in order if column and not column.not_null]
         if nulls == "load":
-            columns = [column for column in columns if column is not self.window.cursor]
+            columns = [column for column in columns if column is not order[0]]
         if not columns or nulls == "skip":
             return
         tests = sql.SQL(" or ").join(

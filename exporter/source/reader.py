@@ -18,7 +18,7 @@ from exporter.source.blocks import STAGED, Blocks
 from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import Horizon
 from exporter.source.window import Span
-from exporter.state import Bound, State
+from exporter.state import Bound, Judgement, Reading, Source, State
 from exporter.wire import Block, Connection
 
 # In the stream alone: whether a row lies beyond the stored position.
@@ -30,6 +30,7 @@ class Wanted(NamedTuple):
 
     full_refresh: bool = False
     span: Span | None = None
+    sweep: bool = False  # what has changed since the last load, wherever its cursor puts it
 
     def words(self) -> list[str]:
         """Return the options that ask for it."""
@@ -76,7 +77,7 @@ class Plan(NamedTuple):
     A position's watermark must not pass the ``bound``.
     """
 
-    path: str  # increment, first load, full refresh or backfill
+    path: str  # increment, sweep, first load, full refresh or backfill
     stream: tuple[Column, ...]
     order: tuple[Column, ...]
     begin: State
@@ -113,12 +114,15 @@ class Batch(NamedTuple):
 
 
 class Reader(Protocol):
-    """One way of reading a source table onward from a position. On one session, for one load.
+    """One way of reading a source table onward from a position. On one session, for one load."""
 
-    ``horizon`` is what was open at the source when it was opened; None where that cannot be asked.
-    """
+    @property
+    def horizon(self) -> Horizon | None:
+        """What was open at the source when it was opened; None where that cannot be asked."""
 
-    horizon: Horizon | None
+    @property
+    def found(self) -> Source:
+        """What a position is bound to, as it was found."""
 
     def opened(
         self, stored: State, destination: Connection | None
@@ -129,7 +133,13 @@ class Reader(Protocol):
         rows are to land, tells which types it knows. Raises SourceError.
         """
 
-    def plan(self, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
+    def reading(self) -> Reading:
+        """Return what of the definition gives a position its meaning."""
+
+    def doubt(self, stored: State) -> Judgement:
+        """Return what the position is worth by what the table's rows show."""
+
+    def plan(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
         """Decide what to read for a raw table that is ``empty`` or not. Raises SourceError."""
 
     def batches(self, plan: Plan) -> Generator[Batch]:
@@ -138,7 +148,7 @@ class Reader(Protocol):
     def finished(self) -> State:
         """Return the position when all of the plan has landed."""
 
-    def in_flight(self) -> sql.Composable:
+    def in_flight(self, stored: State) -> sql.Composable:
         """Return the condition for rows of the source that the next load is going to land."""
 
     def confirm(self, position: State) -> None:

@@ -11,7 +11,8 @@ from psycopg import sql
 
 from exporter.config import SourceTable
 from exporter.errors import SourceError
-from exporter.state import State
+from exporter.source.catalog import Table
+from exporter.state import Source, State
 from exporter.wire import Connection, first_line
 
 TRUE = sql.SQL("true")
@@ -36,15 +37,38 @@ select clock_timestamp()::text,
         and has_function_privilege('pg_control_checkpoint()', 'execute')
 from open
 """
-_PREPARED = "select exists (select from pg_prepared_xacts where database = current_database())"
-_DATABASE = (
-    "select format('%s/%s', oid, datname) from pg_database where datname = current_database()"
-)
-_IDENTITY = (
-    "select format('%s/%s/%s', c.system_identifier, k.timeline_id, d.oid) from"
-    " pg_control_system() c, pg_control_checkpoint() k, pg_database d"
-    " where d.datname = current_database()"
-)
+# The timeline is asked of the WAL: pg_control_checkpoint() has the old one until the first
+# checkpoint after a promotion. What the role may not ask is null.
+_IDENTITY = """
+select exists (select from pg_prepared_xacts where database = current_database()),
+    {cluster}, (select oid::bigint from pg_database where datname = current_database()),
+    current_database(),
+    case when pg_is_in_recovery() then {recovery} else
+        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end,
+    (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end
+        - '0/0'::pg_lsn)::bigint
+"""
+_ASKED = {
+    True: _IDENTITY.format(
+        cluster="(select system_identifier::text from pg_control_system())",
+        recovery="(select timeline_id from pg_control_checkpoint())",
+    ),
+    False: _IDENTITY.format(cluster="null", recovery="null"),
+}
+
+
+class Server(NamedTuple):
+    """Which server and database it is; None for what the role may not ask."""
+
+    cluster: str | None
+    database: str  # its oid and its name
+    timeline: int | None
+    lsn: int | None
+
+    @property
+    def identity(self) -> str:
+        """Within what transaction ids mean something: cluster, timeline and database."""
+        return "/".join(str(one) for one in (self.cluster, self.timeline, self.database) if one)
 
 
 class Horizon(NamedTuple):
@@ -54,17 +78,18 @@ class Horizon(NamedTuple):
     oldest_open: str  # '-infinity' where it cannot be told
     blind: bool  # sessions of other roles are hidden from us
     standby: bool
-    identity: str  # system, timeline and database: transaction ids mean something within one
+    server: Server
 
 
 class Snapshot(NamedTuple):
     """What the reading transaction sees.
 
-    ``xmin`` is its oldest running transaction. ``since``, where it is known, is that of the
-    snapshot before: rows of an older transaction were in that one already.
+    ``xmin`` is its oldest running transaction, ``xmax`` the next one to begin. ``since``, where it
+    is known, is the ``xmin`` of the snapshot before: rows of an older transaction were in that one.
     """
 
     xmin: str
+    xmax: str
     since: str | None
 
 
@@ -73,14 +98,15 @@ def observe(source: Connection, stored: State) -> Horizon:
     row = source.execute(_OPEN).fetchone()
     assert row is not None
     clock, oldest, blind, standby, controls = row
-    rest = source.execute(f"{_PREPARED}, ({_IDENTITY if controls else _DATABASE})").fetchone()
+    rest = source.execute(_ASKED[controls]).fetchone()
     assert rest is not None
-    prepared, identity = rest
+    prepared, cluster, oid, name, timeline, lsn = rest
     if prepared:
         # When a prepared transaction began is not recorded. It was open, or had not begun, when
         # we last looked, so it began at or after that horizon.
         oldest = stored.horizon or "-infinity"
-    return Horizon(clock, oldest, blind, standby, identity or "")
+    server = Server(cluster, f"{oid}/{name}", timeline, lsn)
+    return Horizon(clock, oldest, blind, standby, server)
 
 
 @contextlib.contextmanager
@@ -116,10 +142,28 @@ def take_snapshot(source: Connection, stored: State, horizon: Horizon) -> Snapsh
     before = int(stored.snapshot_xmin) if stored.snapshot_xmin else None
     usable = (
         before is not None
-        and stored.source == horizon.identity
+        and stored.source == horizon.server.identity
         and 0 <= int(row[1]) - before < _XID_TRUST
     )
-    return Snapshot(row[0], str(before % 2**32) if before is not None and usable else None)
+    since = str(before % 2**32) if before is not None and usable else None
+    return Snapshot(row[0], row[1], since)
+
+
+def found(horizon: Horizon, snapshot: Snapshot, table: Table) -> Source:
+    """Return what a position is bound to at the source."""
+    server, declared = horizon.server, table.declared
+    return Source(
+        cluster=server.cluster,
+        database=server.database,
+        timeline=server.timeline,
+        lsn=server.lsn,
+        next_xid=int(snapshot.xmax),
+        standby=horizon.standby,
+        clock=horizon.clock,
+        table=f"{declared.schema}.{declared.table}",
+        oid=table.oid,
+        partitions=table.partitions,
+    )
 
 
 def changed_since(xid: str) -> sql.Composable:

@@ -115,6 +115,10 @@ class Window(NamedTuple):
             self.field, sql.Identifier(self.id.name), value, _literal(self.id, position.id)
         )
 
+    def literal(self, value: str) -> sql.Composable:
+        """Return a cursor value as SQL."""
+        return _literal(self.cursor, value)
+
     @property
     def held_back(self) -> sql.Composable:
         """The condition that keeps an append-only log behind the horizon; else true."""

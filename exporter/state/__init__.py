@@ -3,6 +3,7 @@
 Plain values go in and come out. Nothing here knows a source.
 """
 
+from exporter.state.binding import Binding, Judgement, Reading, Source, Worth, judge
 from exporter.state.position import (
     RUNS,
     SCHEMA,
@@ -21,6 +22,7 @@ from exporter.state.position import (
     remembered_columns,
     stamp,
     tables_exist,
+    take_over,
     write,
 )
 from exporter.state.runs import Result, Totals, outcome, record, record_failure, take_counts
@@ -28,16 +30,22 @@ from exporter.state.runs import Result, Totals, outcome, record, record_failure,
 __all__ = [
     "RUNS",
     "SCHEMA",
+    "Binding",
     "Bound",
+    "Judgement",
     "Position",
+    "Reading",
     "Result",
+    "Source",
     "State",
     "Totals",
+    "Worth",
     "as_dict",
     "create_schema",
     "create_tables",
     "holder",
     "is_beyond",
+    "judge",
     "later",
     "lock",
     "outcome",
@@ -49,5 +57,6 @@ __all__ = [
     "stamp",
     "tables_exist",
     "take_counts",
+    "take_over",
     "write",
 ]

@@ -36,7 +36,7 @@ def close(destination: Connection, target: Destination) -> None:
     Waits for a range that is just being committed; then what is stored is final.
     """
     destination.execute(
-        sql.SQL("update {} set run = null where key = %s").format(STATE), (target.key,)
+        sql.SQL("update {} set run = null where relation = %s").format(STATE), (str(target),)
     )
     end_sessions(destination, target)
 
@@ -91,7 +91,8 @@ def advance(
     run_id, rows, written, size = counts
     statement = sql.SQL(
         "with moved as (update {} set next_block = %(end)s, exported_at = %(stamp)s,"
-        " updated_at = now() where key = %(key)s and run = %(run)s and next_block = %(first)s"
+        " updated_at = now()"
+        " where relation = %(relation)s and run = %(run)s and next_block = %(first)s"
         " returning 1),"
         " told as (update {} set rows_read = rows_read + %(rows)s, bytes = bytes + %(size)s,"
         " rows_written = rows_written + %(written)s, rows_unchanged = rows_unchanged"
@@ -100,7 +101,7 @@ def advance(
         " select count(*) from moved"
     ).format(STATE, RUNS)
     values = {
-        "key": target.key,
+        "relation": str(target),
         "run": run,
         "first": blocks[0],
         "end": blocks[1],

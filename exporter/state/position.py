@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from exporter.config import Destination
 from exporter.errors import LockedError
+from exporter.state.binding import Binding
 from exporter.wire import Connection
 
 SCHEMA = "analytics_raw"
@@ -18,7 +19,8 @@ STATE = sql.Identifier(SCHEMA, "_exporter_state")
 RUNS = sql.Identifier(SCHEMA, "_exporter_runs")
 _TABLES = f"""
 create table if not exists {SCHEMA}._exporter_state (
-    key text primary key,
+    relation text,
+    key text not null,
     cursor_value text,
     cursor_id text,
     watermark_value text,
@@ -33,6 +35,7 @@ create table if not exists {SCHEMA}._exporter_state (
     run text,
     exported_at timestamptz,
     columns jsonb,
+    binding jsonb,
     updated_at timestamptz not null default now()
 );
 create table if not exists {SCHEMA}._exporter_runs (
@@ -53,11 +56,16 @@ create table if not exists {SCHEMA}._exporter_runs (
     error text
 );
 -- what tables of an earlier version lack
-alter table {SCHEMA}._exporter_state add column if not exists run text;
+alter table {SCHEMA}._exporter_state
+    add column if not exists run text,
+    add column if not exists relation text,
+    add column if not exists binding jsonb,
+    drop constraint if exists _exporter_state_pkey;
+create unique index if not exists _exporter_state_relation on {SCHEMA}._exporter_state (relation);
 alter table {SCHEMA}._exporter_runs
     add column if not exists rows_deleted bigint not null default 0;
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
-comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a definition';
+comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a raw table';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
 """
 
@@ -85,10 +93,11 @@ class Bound(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is remembered of a definition.
+    """What is remembered of a raw table.
 
     ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
     ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
+    ``binding`` says which tables the position describes: none where an earlier version stored it.
     ``file`` and ``next_block``: how far an unfinished first load is; ``run`` who may go on with it.
     """
 
@@ -103,21 +112,27 @@ class State(NamedTuple):
     next_block: int | None = None
     run: str | None = None
     exported_at: str | None = None
+    binding: Binding | None = None
 
 
 _POSITIONS = ("cursor", "watermark")
-_PLAIN = [name for name in State._fields if name not in _POSITIONS]
-_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
+_PLAIN = [name for name in State._fields if name not in (*_POSITIONS, "binding")]
+_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN, "binding"]
 _NAMES = ", ".join(_COLUMNS)
+# An earlier version told states apart by the definition's key alone.
+_MINE = "(relation = %s or (relation is null and key = %s))"
 _READ = f"""
 select {_NAMES.replace("exported_at", "exported_at::text")}
-from {SCHEMA}._exporter_state where key = %s
+from {SCHEMA}._exporter_state where {_MINE} order by relation is null limit 1
 """  # noqa: S608  the names are our own
+_COLUMNS_OF = f"""
+select columns from {SCHEMA}._exporter_state where {_MINE} order by relation is null limit 1
+"""  # noqa: S608
 _WRITE = f"""
-insert into {SCHEMA}._exporter_state (key, {_NAMES})
-values ({", ".join(["%s"] * (len(_COLUMNS) + 1))})
-on conflict (key) do update set ({_NAMES}, updated_at)
-    = ({", ".join(f"excluded.{name}" for name in _COLUMNS)}, now())
+insert into {SCHEMA}._exporter_state (relation, key, {_NAMES})
+values ({", ".join(["%s"] * (len(_COLUMNS) + 2))})
+on conflict (relation) do update set (key, {_NAMES}, updated_at)
+    = (excluded.key, {", ".join(f"excluded.{name}" for name in _COLUMNS)}, now())
 """  # noqa: S608
 
 
@@ -125,10 +140,11 @@ def create_tables(destination: Connection) -> None:
     """Create the two tables where they are missing, or of an earlier version."""
     newest = destination.execute(
         "select count(*) from pg_attribute where not attisdropped and (attrelid, attname) in"
-        " ((to_regclass(%s), 'run'), (to_regclass(%s), 'rows_deleted'))",
-        (f"{SCHEMA}._exporter_state", f"{SCHEMA}._exporter_runs"),
+        " ((to_regclass(%(state)s), 'run'), (to_regclass(%(state)s), 'binding'),"
+        " (to_regclass(%(runs)s), 'rows_deleted'))",
+        {"state": f"{SCHEMA}._exporter_state", "runs": f"{SCHEMA}._exporter_runs"},
     ).fetchone()
-    if newest != (2,):
+    if newest != (3,):
         with destination.transaction():
             create_schema(destination, SCHEMA)
             destination.execute(_TABLES)
@@ -150,7 +166,8 @@ def remembered_columns(
 ) -> dict[str, str | None] | None:
     """Return the columns of the last load with their types, None for one that was gone by then."""
     row = destination.execute(
-        sql.SQL("select columns from {} where key = %s").format(STATE), (target.key,)
+        _COLUMNS_OF,
+        (str(target), target.key),
     ).fetchone()
     return row[0] if row else None
 
@@ -161,10 +178,10 @@ def remember_columns(
     """Keep them for the next load. Belongs in the transaction that changes raw."""
     destination.execute(
         sql.SQL(
-            "insert into {} (key, columns) values (%s, %s)"
-            " on conflict (key) do update set columns = excluded.columns"
+            "insert into {} (relation, key, columns) values (%s, %s, %s)"
+            " on conflict (relation) do update set columns = excluded.columns"
         ).format(STATE),
-        (target.key, Jsonb(columns)),
+        (str(target), target.key, Jsonb(columns)),
     )
 
 
@@ -205,7 +222,7 @@ def holder(destination: Connection, target: Destination) -> str | None:
 
 def read(destination: Connection, target: Destination) -> State:
     """Return what is remembered of a definition: nothing before its first load."""
-    row = destination.execute(_READ, (target.key,)).fetchone()
+    row = destination.execute(_READ, (str(target), target.key)).fetchone()
     if row is None:
         return State()
     values = dict(zip(_COLUMNS, row, strict=True))
@@ -215,7 +232,19 @@ def read(destination: Connection, target: Destination) -> State:
         return None if value is None else Position(value, values[f"{name}_id"])
 
     plain = {name: values[name] for name in _PLAIN}
-    return State(position("cursor"), position("watermark"), **plain)
+    binding = Binding.of_json(values["binding"]) if values["binding"] else None
+    return State(position("cursor"), position("watermark"), **plain, binding=binding)
+
+
+def take_over(destination: Connection, target: Destination) -> None:
+    """Give the raw table the state that an earlier version kept by the definition's key."""
+    destination.execute(
+        sql.SQL(
+            "update {0} set relation = %s where relation is null and key = %s"
+            " and not exists (select from {0} where relation = %s)"
+        ).format(STATE),
+        (str(target), target.key, str(target)),
+    )
 
 
 def write(
@@ -231,7 +260,9 @@ def write(
     values: list[object] = []
     for position in (state.cursor, state.watermark):
         values += position or (None, None)
-    destination.execute(_WRITE, [target.key, *values, *(getattr(state, name) for name in _PLAIN)])
+    values += (getattr(state, name) for name in _PLAIN)
+    values.append(Jsonb(state.binding.as_json()) if state.binding else None)
+    destination.execute(_WRITE, [str(target), target.key, *values])
 
 
 def is_beyond(destination: Connection, position: Position, bound: Bound) -> bool:

@@ -12,8 +12,8 @@ from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load import deletes
-from exporter.load.one import After, load
-from exporter.load.transfer import Transfer
+from exporter.load.one import load
+from exporter.load.transfer import After, Transfer
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
@@ -212,7 +212,7 @@ def _look_closer(
             stored = state.read(destination, definition.destination)
         reader = reader_of(definition, source)
         with reader.opened(stored, None):
-            flight, young = reader.in_flight(), deletes.not_yet(both, reader.horizon)
+            flight, young = reader.in_flight(stored), deletes.not_yet(both, reader.horizon)
             verdict.counts = compare.narrow(
                 source, destination, both, sums, flight=flight, young=young
             )

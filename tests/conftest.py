@@ -22,7 +22,7 @@ import pytest
 
 from exporter.demo import demo
 from exporter.demo.embedded import running_server
-from tests.warm import Warm
+from tests.helpers.warm import Warm
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

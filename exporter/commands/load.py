@@ -19,12 +19,12 @@ from exporter.commands.shared import (
     Call,
     as_json,
     examples,
+    interruptible,
     max_deletes,
     most_deletes,
     shared,
 )
 from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
-from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from exporter.config import Definition
@@ -123,7 +123,7 @@ def command(
         if reconcile:
             raise UsageError("--dry-run shows what is loaded: leave out --reconcile")
         sys.exit(_rehearse(call, _chosen(call, keys, wanted), wanted, as_json))
-    with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
+    with interruptible(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, wanted)
         after = _reconciling(chosen, keys, most) if reconcile else None
         one = functools.partial(

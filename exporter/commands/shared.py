@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -207,6 +208,14 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
             console.close()
 
     return command
+
+
+def interruptible() -> contextlib.AbstractContextManager[None]:
+    """Let Ctrl-C and SIGTERM end the command in order; within 5 s, whatever the servers do."""
+    from exporter.terminal import signals  # noqa: PLC0415  what --help does not need
+    from exporter.wire import sever_all  # noqa: PLC0415
+
+    return signals.interruptible(sever_all)
 
 
 max_deletes = click.option(

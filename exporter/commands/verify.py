@@ -13,12 +13,12 @@ from exporter.commands.shared import (
     Call,
     as_json,
     examples,
+    interruptible,
     max_deletes,
     most_deletes,
     shared,
 )
 from exporter.errors import StoppedError, UsageError, exit_status
-from exporter.terminal.signals import sigterm_interrupts
 
 
 @click.command(
@@ -57,7 +57,7 @@ def command(
                 hint=f"exporter load {definition.key} --full-refresh",
             )
     statuses = []
-    with sigterm_interrupts():
+    with interruptible():
         for definition in chosen:
             verdict = verify(definition, call.console, repair=repair, most=most)
             call.console.ended(verdict, as_json=as_json)

@@ -13,7 +13,7 @@ from exporter.errors import RowError
 from exporter.raw.statements import STAGING, copy_statement, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
-from exporter.wire import AHEAD, Block, Connection, CopyIn, field, pour
+from exporter.wire import AHEAD, Block, Connection, CopyIn, field, find_operators, pour
 
 _ORDINAL = sql.Identifier("_exporter_row")
 _SAVEPOINT = "savepoint staged"  # on an error staging stays
@@ -44,6 +44,8 @@ class Staging:
         if self._made:
             return
         raw = self._raw
+        keys = raw.target.conflict_columns
+        find_operators(self._destination, [c.raw_type for c in raw.columns if c.name in keys])
         hidden = [
             sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
             for column in self._stream[len(raw.columns) :]

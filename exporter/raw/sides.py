@@ -16,7 +16,7 @@ from exporter.errors import DriftError
 from exporter.raw.table import DELETED, STAMP
 from exporter.source import Column, Table
 from exporter.source.catalog import relation_columns
-from exporter.wire import Connection
+from exporter.wire import Connection, find_operators
 
 BUCKETS = 65_536
 TRUE, FALSE = sql.SQL("true"), sql.SQL("false")
@@ -125,6 +125,10 @@ def comparison(
         for column in landed
         if column.name in existing
     }
+    for connection, place in ((source, 0), (destination, 1)):
+        find_operators(
+            connection, [pairs[n][place].type for n in target.conflict_columns if n in pairs]
+        )
     for name in target.conflict_columns:
         if name not in pairs:
             raise DriftError(

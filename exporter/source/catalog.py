@@ -31,6 +31,11 @@ class Column(NamedTuple):
     expression: str | None = None  # what the source computes instead of reading a column
 
     @property
+    def has_extension_type(self) -> bool:
+        """Whether raw has it as a type of an extension, whose operators are in a schema."""
+        return "." in self.raw_type
+
+    @property
     def selected(self) -> sql.Composable:
         """The expression that reads the column for raw."""
         name: sql.Composable = sql.Identifier(self.name)

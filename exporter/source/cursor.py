@@ -23,7 +23,16 @@ from exporter.source.snapshot import (
 )
 from exporter.source.window import Span, Window, cursor_columns, decide, newest_number
 from exporter.state import Judgement, Position, Reading, Source, State, Worth
-from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, field, one_batch
+from exporter.wire import (
+    Block,
+    Connection,
+    Limit,
+    ReadAhead,
+    copy_out,
+    field,
+    find_operators,
+    one_batch,
+)
 
 BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
 
@@ -59,6 +68,8 @@ class CursorReader:
                 horizon=horizon.oldest_open,
             )
             columns = cursor_columns(declared, self.table)
+            kinds = [one.base for one in columns if one and one.has_extension_type]
+            find_operators(source, kinds)
             if destination:
                 self._refuse_nulls(columns)
             yield self.table

@@ -13,7 +13,7 @@ from exporter.config import SourceTable
 from exporter.errors import SourceError
 from exporter.source.catalog import Table
 from exporter.state import Source, State
-from exporter.wire import Connection, first_line
+from exporter.wire import Connection, first_line, own_pids
 
 TRUE = sql.SQL("true")
 _XID_TRUST = 1_000_000_000  # half of the distance at which age() of a transaction id turns over
@@ -27,7 +27,7 @@ with open as materialized (
     from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid()
         and backend_type not in ('autovacuum worker', 'walsender')
-        and application_name is distinct from 'dbt-exporter'
+        and pid <> all (%s::int[])
 )
 select clock_timestamp()::text,
     case when pg_is_in_recovery() then least(clock_timestamp(), pg_last_xact_replay_timestamp())
@@ -95,7 +95,7 @@ class Snapshot(NamedTuple):
 
 def observe(source: Connection, stored: State) -> Horizon:
     """Look at what is open on the source. Must run before the snapshot is taken."""
-    row = source.execute(_OPEN).fetchone()
+    row = source.execute(_OPEN, (own_pids(),)).fetchone()
     assert row is not None
     clock, oldest, blind, standby, controls = row
     rest = source.execute(_ASKED[controls]).fetchone()

@@ -1,13 +1,19 @@
-"""Ctrl-C and SIGTERM end a run in order: both reach it as a KeyboardInterrupt."""
+"""Ctrl-C and SIGTERM end a run in order, and soon: both reach it as a KeyboardInterrupt."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from exporter.errors import StoppedError, TerminatedError
+
+_IN_ORDER = 2.5  # seconds for what can be ended in order
+_AT_ALL = 4.7  # seconds after which the process ends as it is
+_stopping = threading.Event()
 
 
 class Sigterm(KeyboardInterrupt):
@@ -32,18 +38,47 @@ def behind(error: BaseException) -> KeyboardInterrupt | None:
     return one
 
 
+def stopping() -> bool:
+    """Tell whether the run has been interrupted: what is begun now must not take long."""
+    return _stopping.is_set()
+
+
 @contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Raise ``Sigterm`` in the main thread where SIGTERM would end the process on the spot."""
+def interruptible(give_up: Callable[[], None]) -> Iterator[None]:
+    """Raise ``Sigterm`` where SIGTERM would end the process on the spot, and have both end soon.
 
-    def stop(*_: object) -> None:
-        raise Sigterm
-
+    A server that is silent, or a network that swallows what is sent, must not keep the process:
+    ``give_up`` is called in a thread where the run has not ended in order. A little later the
+    process ends without it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    timers: list[threading.Timer] = []
+
+    def stop(number: int, _: object) -> None:
+        kind = Sigterm if number == signal.SIGTERM else KeyboardInterrupt
+        if not _stopping.is_set():
+            _stopping.set()
+            status = 128 + number
+            timers.append(threading.Timer(_IN_ORDER, give_up))
+            timers.append(threading.Timer(_AT_ALL, _end, [status]))
+            for timer in timers:
+                timer.daemon = True
+                timer.start()
+        raise kind
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for timer in timers:
+            timer.cancel()
+        _stopping.clear()
+
+
+def _end(status: int) -> None:
+    print("exporter: interrupted; a server does not answer", file=sys.stderr, flush=True)
+    os._exit(status)

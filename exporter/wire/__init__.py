@@ -3,7 +3,16 @@
 The names of databases' variables and statements come in; sessions and blocks of rows go out.
 """
 
-from exporter.wire.connection import Connection, Sessions, cancel, connect, stopped_in_order
+from exporter.wire.connection import (
+    Connection,
+    Sessions,
+    cancel,
+    connect,
+    find_operators,
+    own_pids,
+    sever_all,
+    stopped_in_order,
+)
 from exporter.wire.copy import (
     AHEAD,
     END_OF_BATCH,
@@ -33,9 +42,12 @@ __all__ = [
     "connect",
     "copy_out",
     "field",
+    "find_operators",
     "first_line",
     "one_batch",
+    "own_pids",
     "pour",
+    "sever_all",
     "stopped_in_order",
     "with_retries",
 ]

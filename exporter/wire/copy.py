@@ -6,7 +6,6 @@ runs in a thread of its own, so that the source fills the buffer while the desti
 
 from __future__ import annotations
 
-import contextlib
 import re
 import select
 import threading
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from psycopg import errors, sql
 from psycopg.pq import ExecStatus, abc
 
-from exporter.wire.connection import Connection
+from exporter.wire.connection import Connection, cancel, sever
 
 BLOCK = 48 * 1024  # bytes; smaller and larger blocks both cost more time a row
 AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
@@ -26,6 +25,7 @@ _SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks a
 _LONG = 1024  # bytes of a value that is no cursor and no key
 _GATHER = 0.0002  # seconds; the socket's own buffer holds what comes meanwhile
 _READS = 4  # after a small row: libpq's buffer grows, to 128 KB here, when asked again while full
+_PATIENCE = 1.0  # seconds that a cancelled copy has to end
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
@@ -257,8 +257,9 @@ class ReadAhead:
             running = not self._ended
             self._change.notify_all()
         if running:
-            with contextlib.suppress(errors.Error):  # the server may be gone
-                connection.cancel_safe(timeout=5)
+            cancel(connection)
+            self._thread.join(_PATIENCE)
+            sever(connection)  # a peer that has fallen silent would keep the thread for ever
         self._thread.join()
         if running:
             connection.close()

@@ -231,7 +231,8 @@ def test_a_partition_with_old_rows_is_attached(place: Workplace) -> None:
         place.core,
         "create table y24 (like y26 including all);"
         "insert into y24 select n, '2024-06-01', 'v' from generate_series(1, 10) n;"
-        "alter table \"Item\" attach partition y24 for values from ('2024-01-01') to ('2025-01-01');"
+        'alter table "Item" attach partition y24'
+        " for values from ('2024-01-01') to ('2025-01-01');"
         "create table y27 partition of \"Item\" for values from ('2027-01-01') to ('2028-01-01')",
     )
     assert "new partition" in _loads(place)

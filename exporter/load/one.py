@@ -154,11 +154,8 @@ def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
     """Tell what will be read and why: with ``-v``, and where the source hides something."""
     say, horizon = attempt.say, plan.horizon
     if horizon:
-        if horizon.blind:
-            say(
-                "the transactions of other roles are hidden, only the lookback covers them;"
-                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
-            )
+        if plan.unseen:
+            say(plan.unseen)
         safe = plan.bound.value if plan.bound else None
         say(
             f"reads from {stored.watermark or 'the start'}, has landed up to"

@@ -60,6 +60,8 @@ class Table(NamedTuple):
     in_blocks: bool  # one heap, and a server (from 14 on) that reads a range of it without the rest
     unique_keys: tuple[frozenset[str], ...]
     partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
+    indexed: frozenset[str] = frozenset()  # columns in whose order an index can be read
+    elsewhere: str = ""  # whose transactions write it, where they cannot be seen here
 
     def column(self, name: str) -> Column:
         """Return the column of that name. Raises KeyError."""
@@ -98,7 +100,17 @@ select c.oid, c.relkind::text, c.reltuples,
             union all
             select i.inhrelid from part p join pg_inherits i on i.inhparent = p.oid
         )
-        select oid::bigint from part order by oid) else '{}' end
+        select oid::bigint from part order by oid) else '{}' end,
+    array(
+        select a.attname::text from pg_index i join pg_class x on x.oid = i.indexrelid
+        join pg_am m on m.oid = x.relam and m.amname = 'btree'
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = c.oid and i.indisvalid and i.indpred is null),
+    case when c.relkind = 'f' or exists (
+            select from pg_inherits i join pg_class l on l.oid = i.inhrelid
+            where i.inhparent = c.oid and l.relkind = 'f') then 'a foreign table'
+        when exists (select from pg_subscription_rel where srrelid = c.oid)
+        then 'filled by logical replication' else '' end
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
 """
@@ -140,7 +152,8 @@ def find_table(
     found = source.execute(_RELATION, (declared.schema, declared.table)).fetchone()
     if found is None:
         raise _missing_table(source, declared)
-    oid, kind, rows, blocks, file, in_blocks, has_xmin, keys, partitions = found
+    oid, kind, rows, blocks, file, in_blocks, has_xmin, *more = found
+    keys, partitions, indexed, elsewhere = more
     columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
     names = [column.name for column in columns]
     for key, wanted in (
@@ -163,6 +176,8 @@ def find_table(
         in_blocks=in_blocks,
         unique_keys=tuple(frozenset(_names(text)) for text in keys),
         partitions=tuple(partitions),
+        indexed=frozenset(indexed),
+        elsewhere=elsewhere,
     )
 
 

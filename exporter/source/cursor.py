@@ -34,6 +34,7 @@ from exporter.wire import (
     one_batch,
 )
 
+_SMALL = 1024  # blocks, 8 MB: not worth another way
 BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
 
 
@@ -113,6 +114,7 @@ class CursorReader:
             begin=stored,
             bound=self.window.bound,
             horizon=self.horizon,
+            unseen=self._unseen(),
         )
         if wanted.span:
             return self._backfill(plan, wanted.span)
@@ -240,7 +242,10 @@ class CursorReader:
         self._reached = self._advance
         self._finish = lambda: self._complete(self._current)
         beyond = window.after(stored.cursor) if stored.cursor else TRUE
-        query = self._select(window.onward(stored.cursor, stored.watermark), beyond) + window.order
+        where = window.onward(stored.cursor, stored.watermark)
+        if stored.cursor and window.since and not self._finds_by_cursor(window):
+            where = sql.SQL("({} or {})").format(where, changed_since(window.since))
+        query = self._select(where, beyond) + window.order
         return plan._replace(
             path="increment",
             query=query,
@@ -261,6 +266,28 @@ class CursorReader:
             since=self._snapshot.since,
         )
 
+    def _finds_by_cursor(self, window: Window) -> bool:
+        """Whether the cursor spares a read of the whole table; else xmin may as well decide."""
+        table = self.table
+        small = table.blocks <= _SMALL and table.kind != "p"
+        return self._append or window.cursor.name in table.indexed or small or not window.since
+
+    def _unseen(self) -> str:
+        """Return which transactions' late rows the lookback alone covers; else nothing."""
+        where = "a standby" if self.horizon.standby else self.table.elsewhere
+        name = f"{self._declared.schema}.{self._declared.table}"
+        if where:
+            return (
+                f"{name} is {'read from ' if self.horizon.standby else ''}{where}: the transactions"
+                " that are open where it is written cannot be seen, only the lookback covers them"
+            )
+        if self.horizon.blind:
+            return (
+                "the transactions of other roles are hidden, only the lookback covers them;"
+                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
+            )
+        return ""
+
     def _has_rows_behind(self, partition: int, window: Window, cursor: Position) -> bool:
         """Whether a partition has a row that an increment would pass over."""
         name = self._source.execute("select %s::oid::regclass::text", (partition,)).fetchone()
@@ -273,6 +300,8 @@ class CursorReader:
 
     def _doubt_newest(self, window: Window, cursor: Position) -> Judgement:
         """Whether the newest row lies behind the position: rows are gone, or ids began anew."""
+        if not self._finds_by_cursor(window):
+            return Judgement(Worth.ONWARD)  # what changed is read by xmin in any case
         at_least = sql.SQL("{} >= {}").format(window.field, window.literal(cursor.value))
         statement = sql.SQL(
             "select exists (select from {0} where {1}), exists (select from {0})"

@@ -87,6 +87,7 @@ class Plan(NamedTuple):
     bound: Bound | None = None
     rows: float | None = None  # an estimate; None, or below 0, where there is none
     horizon: Horizon | None = None
+    unseen: str = ""  # what other transactions cannot be seen, for a person to know
 
     def how(self) -> str:
         """Return which way the rows take, for people."""

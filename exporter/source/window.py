@@ -26,6 +26,7 @@ _TIMES = ("timestamp without time zone", "timestamp with time zone", "date")
 _NUMBERS = ("smallint", "integer", "bigint")
 # A session reports that its transaction began some microseconds after now() was taken.
 _MARGIN = timedelta(milliseconds=100)
+_RECENT = 1000  # rows: that fewer of the newest ones are dated ahead is taken for granted
 
 
 class Span(NamedTuple):
@@ -201,13 +202,7 @@ def decide(
     cursor, id_column = cursor_columns(table.declared, table)
     pending = None
     if is_time(cursor):
-        lookback = declared.lookback
-        if not isinstance(lookback, timedelta):
-            # An application's clock on a network with NTP is seconds off, its transactions last
-            # minutes at most. An append-only table cannot take a row twice: nothing is looked at
-            # again, and the rows would only come later.
-            lookback = timedelta(0) if append else timedelta(minutes=5)
-        safe = _safe_time(source, cursor, stored, horizon, lookback)
+        safe = _safe_time(source, table, cursor, horizon, append=append)
     else:
         back = declared.lookback if isinstance(declared.lookback, int) else 0
         safe, pending = _safe_number(stored, horizon, seen, back)
@@ -223,30 +218,82 @@ def decide(
 
 
 def _safe_time(
-    source: Connection, cursor: Column, stored: State, horizon: Horizon, lookback: timedelta
+    source: Connection, table: Table, cursor: Column, horizon: Horizon, *, append: bool
 ) -> str | None:
+    """Return the last time that no open transaction can precede with its stamp."""
+    if horizon.oldest_open == "-infinity":
+        return "-infinity"
     kind = _base(cursor)
-    digits = cursor.typmod if cursor.typmod >= 0 else 6
-    back = lookback + _MARGIN + timedelta(seconds=10**-digits)  # now() may have been rounded down
-    if kind == "timestamp with time zone":
-        statement = "select (%(open)s::timestamptz - %(back)s)::text"
-    elif kind == "date":
-        statement = "select ((%(open)s::timestamptz - %(back)s)::date - 1)::text"
+    lookback = table.declared.cursor.lookback
+    newest = None
+    if isinstance(lookback, timedelta):
+        # The stamps may be those of a pipeline that is hours behind the clock.
+        newest = _newest(source, table, cursor)
     else:
-        # The column may hold any zone's local time. West of UTC it runs behind our clock, and the
-        # newest value shows by how much.
+        # An application's clock on a network with NTP is seconds off, its transactions last
+        # minutes at most. An append-only table cannot take a row twice: nothing is looked at
+        # again, and the rows would only come later.
+        lookback = timedelta(0) if append else timedelta(minutes=5)
+    digits = cursor.typmod if cursor.typmod >= 0 else 6
+    values = {
+        "open": horizon.oldest_open,
+        "clock": horizon.clock,
+        "back": lookback + _MARGIN + timedelta(seconds=10**-digits),  # now() may be rounded down
+        "newest": newest,
+    }
+    if kind == "timestamp with time zone":
+        statement = "least(%(open)s::timestamptz, %(newest)s::timestamptz) - %(back)s"
+    elif kind == "date":
+        # Of a day that is not over, rows may come with any id; somewhere it is still yesterday.
+        statement = "(least(%(open)s::timestamptz, %(newest)s::timestamptz) - %(back)s)::date - 2"
+    else:
+        values["recent"] = _recent(source, table, cursor, horizon, 1 if append else _RECENT)
         statement = (
-            "select (%(open)s::timestamptz::timestamp - %(back)s + greatest(least("
-            "case when isfinite(%(far)s::timestamp)"
-            " then %(far)s::timestamp - %(clock)s::timestamptz::timestamp else interval '0' end,"
-            " interval '0'), interval '-12 hours'))::text"
+            "least(greatest(least(%(open)s::timestamptz::timestamp, %(recent)s::timestamp"
+            " - (%(clock)s::timestamptz - %(open)s::timestamptz)),"
+            " %(open)s::timestamptz::timestamp - interval '12 hours'), %(newest)s::timestamp)"
+            " - %(back)s"
         )
-    far = stored.cursor.value if stored.cursor else None
-    row = source.execute(
-        statement,
-        {"open": horizon.oldest_open, "back": back, "clock": horizon.clock, "far": far},
-    ).fetchone()
+    row = source.execute(f"select ({statement})::text", values).fetchone()
     return str(row[0]) if row and row[0] is not None else None
+
+
+def _newest(source: Connection, table: Table, cursor: Column) -> str | None:
+    """Return the newest stamp; None where there is no row."""
+    name = sql.Identifier(cursor.name)
+    row = source.execute(
+        sql.SQL("select max({})::text from {} where isfinite({})").format(
+            name, table.declared.name, name
+        )
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _recent(source: Connection, table: Table, cursor: Column, horizon: Horizon, place: int) -> str:
+    """Return a local time that is not later than the source's: the column may be of any zone.
+
+    West of UTC its stamps run behind our clock. By how much, its newest rows tell; some of them
+    may be dated ahead, so it is not the newest that is taken. Where there are few rows, or no
+    index that gives the newest at once, it is twelve hours before, which covers every zone: so few
+    rows, or a whole table that is read in any case, cost nothing to look at again.
+    """
+    noon = "%(clock)s::timestamptz::timestamp"
+    values = {"clock": horizon.clock, "place": place - 1}
+    if cursor.name in table.indexed or place == 1:
+        name = sql.Identifier(cursor.name)
+        row = source.execute(
+            sql.SQL(
+                f"select {{0}}::text from {{1}} where {{0}} <= {noon}"  # noqa: S608
+                f" and {{0}} > {noon} - interval '12 hours' order by {{0}} desc"
+                " offset %(place)s limit 1"
+            ).format(name, table.declared.name),
+            values,
+        ).fetchone()
+        if row:
+            return str(row[0])
+    row = source.execute(f"select ({noon} - interval '12 hours')::text", values).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _safe_number(

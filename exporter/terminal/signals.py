@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run in order: both reach it as a KeyboardInterrupt."""
+"""Ctrl-C and SIGTERM end a run in an orderly way: both reach it as a KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from exporter.errors import StoppedError, TerminatedError
 
 
 class Sigterm(KeyboardInterrupt):
-    """SIGTERM came. Of Ctrl-C's kind, for which psycopg cancels what the server is doing."""
+    """SIGTERM came. A KeyboardInterrupt, since psycopg then cancels the running statement."""
 
 
 def reason(stop: KeyboardInterrupt, text: str) -> StoppedError:
-    """Return the error for a run that was stopped; its text begins with what was."""
+    """Return the error for a run that was stopped; ``text`` names the run."""
     if isinstance(stop, Sigterm):
         return TerminatedError(f"{text} by SIGTERM")
     return StoppedError(text)
@@ -24,17 +24,18 @@ def reason(stop: KeyboardInterrupt, text: str) -> StoppedError:
 def behind(error: BaseException) -> KeyboardInterrupt | None:
     """Return the interrupt that led to an error, if one did.
 
-    At an awkward moment, such as the begin of a transaction, it makes the clean-up fail.
+    An interrupt at an awkward moment, such as the begin of a transaction, makes the clean-up fail
+    with another error.
     """
-    one: BaseException | None = error
-    while one is not None and not isinstance(one, KeyboardInterrupt):
-        one = one.__context__
-    return one
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause
 
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Raise ``Sigterm`` in the main thread where SIGTERM would end the process on the spot."""
+    """Raise ``Sigterm`` in the main thread on SIGTERM, which else ends the process at once."""
 
     def stop(*_: object) -> None:
         raise Sigterm

@@ -12,12 +12,6 @@ def command() -> None:
     """The destination's schema in migrations, by dbmate, on db/migrations/."""
 
 
-def _migrate(call: Call, *words: str) -> None:
-    from exporter.raw import migrations  # noqa: PLC0415  what --help does not need
-
-    migrations.run(call.root(ANALYTICS), *words)
-
-
 @command.command(
     epilog=examples(
         "exporter db new create_customer --from Customer",
@@ -32,43 +26,36 @@ def _migrate(call: Call, *words: str) -> None:
 def new(call: Call, name: str, key: str | None) -> None:
     """Write a migration: an empty one, or that of a raw table."""
     if key is None:
-        _migrate(call, "new", name)
+        _dbmate(call, "new", name)
         return
-    from exporter.raw import migrations  # noqa: PLC0415
+    from exporter.raw import migrations
 
     definition = call.definitions((key,), CORE, ANALYTICS)[0]
     click.echo(migrations.new(call.root(), name, definition))
 
 
-@command.command(
-    epilog=examples(
-        "exporter db migrate",
-        "exporter db migrate --env production",
-    ),
-)
+@command.command(epilog=examples("exporter db migrate", "exporter db migrate --env production"))
 @shared
 def migrate(call: Call) -> None:
     """Apply the migrations that are pending."""
-    _migrate(call, "migrate")
+    _dbmate(call, "migrate")
 
 
-@command.command(
-    epilog=examples(
-        "exporter db rollback",
-    ),
-)
+@command.command(epilog=examples("exporter db rollback"))
 @shared
 def rollback(call: Call) -> None:
     """Take back the last migration."""
-    _migrate(call, "rollback")
+    _dbmate(call, "rollback")
 
 
-@command.command(
-    epilog=examples(
-        "exporter db status",
-    ),
-)
+@command.command(epilog=examples("exporter db status"))
 @shared
 def status(call: Call) -> None:
     """List the migrations, applied and pending."""
-    _migrate(call, "status")
+    _dbmate(call, "status")
+
+
+def _dbmate(call: Call, *words: str) -> None:
+    from exporter.raw import migrations
+
+    migrations.run(call.root(ANALYTICS), *words)

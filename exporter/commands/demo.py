@@ -9,13 +9,7 @@ import click
 from exporter.commands.shared import examples
 
 
-@click.command(
-    "demo",
-    epilog=examples(
-        "exporter demo",
-        "exporter demo --rows 1000000 --keep",
-    ),
-)
+@click.command("demo", epilog=examples("exporter demo", "exporter demo --rows 1000000 --keep"))
 @click.option(
     "--rows",
     type=click.IntRange(min=100),
@@ -26,7 +20,7 @@ from exporter.commands.shared import examples
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def command(rows: int, keep: bool) -> None:
     """Run the main job on an embedded PostgreSQL server."""
-    from exporter.config import project  # noqa: PLC0415  what --help does not need
-    from exporter.demo import demo  # noqa: PLC0415
+    from exporter.config import project
+    from exporter.demo import demo
 
     demo.run(project.find(Path.cwd()), rows, keep)

@@ -21,17 +21,18 @@ from exporter.commands.shared import (
     examples,
     max_deletes,
     most_deletes,
+    out,
     shared,
 )
 from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
 from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
-    from exporter.config.definition import Definition
+    from exporter.config import Definition
     from exporter.load.one import Load
     from exporter.source.window import Span
     from exporter.state.runs import Result
-    from exporter.terminal.console import Console
+    from exporter.terminal import Console
 
 
 @click.command(
@@ -102,11 +103,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
-    from exporter.load.one import load  # noqa: PLC0415  what --help does not need
-    from exporter.monitoring.notify import Run  # noqa: PLC0415
-    from exporter.source.window import Span  # noqa: PLC0415
+    from exporter.load.one import load
+    from exporter.monitoring.notify import Run
+    from exporter.source.window import Span
 
-    most = most_deletes(max_deletes, "--reconcile", on=reconcile)
+    limit = most_deletes(max_deletes, "--reconcile", on=reconcile)
     span = Span(since, until) if since is not None or until is not None else None
     if span and full_refresh:
         raise UsageError("--full-refresh reads everything: leave out --since and --until")
@@ -121,11 +122,11 @@ def command(
     if dry_run:
         if reconcile:
             raise UsageError("--dry-run shows what is loaded: leave out --reconcile")
-        sys.exit(_rehearse(call, _chosen(call, keys, span), full_refresh, span, as_json))
+        sys.exit(_dry_run(call, _chosen(call, keys, span), full_refresh, span, as_json))
     with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, span)
-        after = _reconciling(chosen, keys, most) if reconcile else None
-        one = functools.partial(
+        after = _reconciliation(chosen, keys, limit) if reconcile else None
+        load_one = functools.partial(
             load,
             full_refresh=full_refresh,
             span=span,
@@ -133,10 +134,10 @@ def command(
             command="load --reconcile" if reconcile else "load",
         )
         run.started()
-        for result in _results(chosen, one, call.console, jobs, max_connections, scheduler):
+        for result in _results(chosen, load_one, call.console, jobs, max_connections, scheduler):
             call.console.ended(result, as_json=as_json)
             run.results.append(result)
-    sys.exit(exit_status([one.error.exit_status for one in run.results if one.error]))
+    sys.exit(exit_status([result.error.exit_status for result in run.results if result.error]))
 
 
 def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
@@ -149,17 +150,13 @@ def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Defini
                 hint="give it conflict_columns, or run with --full-refresh",
             )
     rows = _batch_size()
-    return [one._replace(batch_rows=rows) for one in chosen] if rows else chosen
+    return [definition._replace(batch_rows=rows) for definition in chosen] if rows else chosen
 
 
-def _rehearse(
-    call: Call,
-    chosen: list[Definition],
-    full_refresh: bool,
-    span: Span | None,
-    as_json: bool,
+def _dry_run(
+    call: Call, chosen: list[Definition], full_refresh: bool, span: Span | None, as_json: bool
 ) -> int:
-    from exporter.load.dry_run import rehearse  # noqa: PLC0415  only where it is asked for
+    from exporter.load.dry_run import rehearse
 
     statuses = []
     for definition in chosen:
@@ -169,24 +166,23 @@ def _rehearse(
             call.console.error(error)
             statuses.append(error.exit_status)
             continue
-        for line in [json.dumps(found.as_dict())] if as_json else found.lines():
-            click.echo(line)
+        out(*([json.dumps(found.as_dict())] if as_json else found.lines()))
     return exit_status(statuses)
 
 
-def _reconciling(
-    chosen: list[Definition], keys: tuple[str, ...], most: float
+def _reconciliation(
+    chosen: list[Definition], keys: tuple[str, ...], limit: float
 ) -> Callable[[Load], None]:
-    from exporter.load.deletes import reconcile  # noqa: PLC0415  only where it is asked for
+    from exporter.load.deletes import reconcile
 
-    ignoring = [one for one in chosen if one.destination.deletes == "ignore"]
+    ignoring = [it for it in chosen if it.destination.deletes == "ignore"]
     if ignoring and (keys or ignoring == chosen):
         raise UsageError(
             f"{ignoring[0].where}: --reconcile has nothing to do for {ignoring[0].key}:"
             " exporter.deletes is ignore",
             hint="set it to mark or remove",
         )
-    return reconcile(most)
+    return reconcile(limit)
 
 
 def _results(
@@ -194,15 +190,15 @@ def _results(
     load: Callable[..., Result],
     console: Console,
     jobs: int | None,
-    most: int | None,
+    max_connections: int | None,
     scheduler: str | None,
 ) -> Iterator[Result]:
-    if scheduler or ((jobs or 1) > 1 and most != 1):
-        from exporter.load.threads import side_by_side  # noqa: PLC0415  needed here alone
+    if scheduler or ((jobs or 1) > 1 and max_connections != 1):
+        from exporter.load.threads import side_by_side
 
-        yield from side_by_side(chosen, load, console, jobs, most, scheduler)
+        yield from side_by_side(chosen, load, console, jobs, max_connections, scheduler)
         return
-    from exporter.wire.connection import Sessions  # noqa: PLC0415
+    from exporter.wire.connection import Sessions
 
     with Sessions() as sessions:
         for definition in chosen:

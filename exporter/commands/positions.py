@@ -1,10 +1,10 @@
-"""``exporter state``: the stored positions, as a person sees and changes them."""
+"""The work of ``exporter state``: show, reset and set the stored positions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import UsageError
 from exporter.source import window
 from exporter.source.catalog import find_table
@@ -16,11 +16,10 @@ from exporter.wire.connection import Connection, connect
 def show(definitions: list[Definition]) -> list[dict[str, Any]]:
     """Return what is stored of each definition. Reads the destination only."""
     with connect("DATABASE_URL_ANALYTICS") as destination:
-        if not state.tables_exist(destination):
-            return [_told(definition.key, State()) for definition in definitions]
+        exist = state.tables_exist(destination)
         return [
-            _told(definition.key, state.read(destination, definition.key))
-            for definition in definitions
+            _as_dict(key, state.read(destination, key) if exist else State())
+            for key in (definition.key for definition in definitions)
         ]
 
 
@@ -33,17 +32,17 @@ def reset(definition: Definition) -> dict[str, Any]:
         )
     with connect("DATABASE_URL_ANALYTICS") as destination:
         stored = _locked(destination, definition)
-        # The stamp stays: a later one that is lower would be passed over by the models.
+        # The stamp stays: the models would pass over rows with a lower one.
         now = State(exported_at=stored.exported_at)
         state.write(destination, definition.key, now)
-    return _told(definition.key, now)
+    return _as_dict(definition.key, now)
 
 
 def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]:
-    """Store a position that a person gives, in PostgreSQL's own spelling of it.
+    """Store the given position, in PostgreSQL's own spelling of it.
 
-    Raises UsageError for what is no position of this definition, and where an append-only log
-    would take rows twice.
+    Raises UsageError for values that the definition's columns do not take, and where an
+    append-only log would land rows twice.
     """
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
@@ -72,19 +71,18 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
         # Without the transaction id of the last read, every row behind the position is read.
         now = State(position, position, horizon=stored.horizon, exported_at=stored.exported_at)
         state.write(destination, definition.key, now)
-    return _told(definition.key, now)
+    return _as_dict(definition.key, now)
 
 
-def line(told: dict[str, Any]) -> str:
-    """Return one position as a line for people."""
-    cursor, watermark = told["cursor"], told["watermark"]
-    if told["first_load_unfinished"]:
-        return f"{told['key']}: an unfinished first load; the next load goes on with it"
+def line(stored: dict[str, Any]) -> str:
+    """Return one stored position as a line for people."""
+    key, cursor, watermark = stored["key"], stored["cursor"], stored["watermark"]
+    if stored["first_load_unfinished"]:
+        return f"{key}: an unfinished first load; the next load goes on with it"
     if cursor is None:
-        return f"{told['key']}: nothing yet; the next load reads everything"
-    place = Position(**cursor)
-    from_where = f"; the next load reads from {Position(**watermark)}" if watermark else ""
-    return f"{told['key']}: cursor {place}{from_where}"
+        return f"{key}: nothing yet; the next load reads everything"
+    start = f"; the next load reads from {Position(**watermark)}" if watermark else ""
+    return f"{key}: cursor {Position(**cursor)}{start}"
 
 
 def _locked(destination: Connection, definition: Definition) -> State:
@@ -93,7 +91,7 @@ def _locked(destination: Connection, definition: Definition) -> State:
     return state.read(destination, definition.key)
 
 
-def _told(key: str, stored: State) -> dict[str, Any]:
+def _as_dict(key: str, stored: State) -> dict[str, Any]:
     return {
         "key": key,
         "cursor": state.as_dict(stored.cursor),

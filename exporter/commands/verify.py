@@ -21,13 +21,7 @@ from exporter.errors import StoppedError, UsageError, exit_status
 from exporter.terminal.signals import sigterm_interrupts
 
 
-@click.command(
-    "verify",
-    epilog=examples(
-        "exporter verify",
-        "exporter verify StatEvent --repair",
-    ),
-)
+@click.command("verify", epilog=examples("exporter verify", "exporter verify StatEvent --repair"))
 @click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
 @click.option(
     "--repair",
@@ -45,7 +39,7 @@ def command(
     Ends with status 1 where rows are missing in raw, extra or different, and not merely in flight:
     changed since the last load, and landed by the next.
     """
-    from exporter.verify.verify import advice, verify  # noqa: PLC0415  what --help does not need
+    from exporter.verify.verify import advice, verify
 
     most = most_deletes(max_deletes, "--repair", on=repair)
     chosen = call.definitions(keys, CORE, ANALYTICS)
@@ -64,8 +58,8 @@ def command(
             if verdict.error:
                 statuses.append(verdict.error.exit_status)
             elif verdict.status == "different":
-                told = advice(definition, verdict)
-                call.console.say(told, "error", key=definition.key, event="different")
+                text = advice(definition, verdict)
+                call.console.say(text, "error", key=definition.key, event="different")
                 statuses.append(1)
             if isinstance(verdict.error, StoppedError):
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.source.catalog import quoted
 from exporter.state.position import SCHEMA
 from exporter.wire.connection import Connection

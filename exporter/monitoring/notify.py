@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from exporter.errors import ExporterError, LockedError, UsageError
 from exporter.state.runs import Result
-from exporter.terminal.console import Console
+from exporter.terminal import Console
 
 TIMEOUT = 5  # seconds that a receiver has for each step
 PATIENCE = 10.0  # seconds that all of them have, a slow name server included

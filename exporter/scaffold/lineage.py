@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import ProjectError
 from exporter.source import catalog
 from exporter.wire.connection import Connection, connect

@@ -87,9 +87,8 @@ class Cursor(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is read. ``where`` is ``file:line`` of its declaration."""
+    """The table that is read, and what of it."""
 
-    where: str
     schema: str
     table: str
     cursor: Cursor
@@ -179,7 +178,6 @@ def _source(reader: _Reader) -> Source:
         if name in expressions:
             reader.fail("source.columns", f"computes {name}, which is read as the cursor")
     return Source(
-        where=reader.where,
         schema=reader.text("source.schema"),
         table=reader.text("source.table"),
         cursor=cursor,

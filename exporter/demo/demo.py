@@ -52,20 +52,22 @@ def run(root: Path, rows: int, keep: bool) -> None:
     Raises ExporterError when a command fails.
     """
     with databases(root) as (core, analytics):
-        _say(f'\nAn embedded PostgreSQL with two databases; core."StatEvent" gets {rows:,} rows.')
+        click.echo(
+            f'\nAn embedded PostgreSQL with two databases; core."StatEvent" gets {rows:,} rows.'
+        )
         fill(core, 1, rows)
         _load_and_build(root, core, analytics)
         share = max(1, rows // 100)
-        _say(f"\nAt the source, {share:,} rows change and {share:,} are added. Once more:")
+        click.echo(f"\nAt the source, {share:,} rows change and {share:,} are added. Once more:")
         with psycopg.connect(core) as connection:
             connection.execute(_CHANGE, (share,))
         fill(core, rows + 1, rows + share)
         _load_and_build(root, core, analytics)
         _show(analytics)
         if keep:
-            _say("\nThe server stays up until Ctrl-C. In another terminal:\n")
-            _say(f"  export DATABASE_URL_CORE='{core}'")
-            _say(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
+            click.echo("\nThe server stays up until Ctrl-C. In another terminal:\n")
+            click.echo(f"  export DATABASE_URL_CORE='{core}'")
+            click.echo(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
 
@@ -127,11 +129,11 @@ def _load_and_build(root: Path, core: str, analytics: str) -> None:
     _command(root, "dbt", "build", "-s", "+stat_event", "--quiet", "--no-use-colors")
     after = _counts(core, analytics)
     for name in after:
-        _say(f"  {name:<26} {before[name]:>9,} → {after[name]:>9,} rows")
+        click.echo(f"  {name:<26} {before[name]:>9,} → {after[name]:>9,} rows")
 
 
 def _command(root: Path, *words: str) -> None:
-    _say(f"\n$ {' '.join(words)}")
+    click.echo(f"\n$ {' '.join(words)}")
     begin = time.monotonic()
     try:
         # In a session of its own: after Ctrl-C we report, not dbt with a traceback.
@@ -142,7 +144,7 @@ def _command(root: Path, *words: str) -> None:
         raise
     if done.returncode != 0:
         raise ExporterError(f"{' '.join(words)} ended with exit status {done.returncode}")
-    _say(f"  ({time.monotonic() - begin:.1f} s)")
+    click.echo(f"  ({time.monotonic() - begin:.1f} s)")
 
 
 def _counts(core: str, analytics: str) -> dict[str, int]:
@@ -163,7 +165,7 @@ def _counts(core: str, analytics: str) -> dict[str, int]:
 
 
 def _show(analytics: str) -> None:
-    _say("\nThe newest rows of analytics.stat_event:\n")
+    click.echo("\nThe newest rows of analytics.stat_event:\n")
     names = "old_id, type_label, source, is_widget, to_partner_id, status"
     with psycopg.connect(analytics) as connection:
         rows = connection.execute(
@@ -172,9 +174,4 @@ def _show(analytics: str) -> None:
         ).fetchall()
     cells = [["" if value is None else str(value) for value in row] for row in rows]
     for line in text.table(names.split(", "), cells):
-        _say(f"  {line}")
-
-
-def _say(line: str) -> None:
-    click.echo(line)
-    sys.stdout.flush()  # in its place between the commands' output, also in a pipe
+        click.echo(f"  {line}")

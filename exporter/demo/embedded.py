@@ -82,13 +82,6 @@ class Server:
         """Return the URL of a database, whether it is there or not."""
         return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.folder), safe='')}"
 
-    @property
-    def log(self) -> str:
-        """What the server has logged."""
-        with contextlib.suppress(OSError):
-            return (self.folder / "log").read_text(errors="replace")
-        return ""
-
     def prepare(self) -> None:
         """Make the data folder (``initdb``)."""
         self.folder.chmod(0o700)
@@ -114,19 +107,17 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until the server takes connections. Raises ServerError."""
-        (self.data / "postmaster.pid").unlink(
-            missing_ok=True
-        )  # stale: no other server uses the folder
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # a crash may have left one
         arguments = [str(self.binaries / "postgres"), "-D", str(self.data)]
         arguments += ["-k", str(self.folder), "-c", "listen_addresses="]
         for name, value in self.settings.items():
             arguments += ["-c", f"{name}={value}"]
-        with open(self.folder / "log", "ab") as log:
+        with open(self.folder / "log", "ab") as output:
             self._process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 env=_clean_environment(),
                 cwd=self.folder,
                 start_new_session=True,  # Ctrl-C is for us, who then stop the server
@@ -136,7 +127,8 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise ServerError(f"the server did not start: {self.log[-2000:]}")
+                log = (self.folder / "log").read_text(errors="replace")
+                raise ServerError(f"the server did not start: {log[-2000:]}")
             with contextlib.suppress(OSError):
                 if (self.data / "postmaster.pid").read_text().splitlines()[7:8] == ["ready   "]:
                     return

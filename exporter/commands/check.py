@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, as_json, examples, out, shared
+from exporter.commands import shared as cli
 from exporter.terminal import text
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @click.command(
     "check",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter check",
         "exporter check StatEvent",
         "exporter check --grants > grants.sql",
     ),
 )
-@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
-@click.option("--grants", is_flag=True, help="Print the least rights that would do, as GRANTs.")
-@as_json
-@shared
-def command(call: Call, keys: tuple[str, ...], grants: bool, as_json: bool) -> None:
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
+@click.option("--grants", is_flag=True, help="Print the least rights that are enough, as SQL.")
+@cli.as_json
+@cli.shared
+def command(call: cli.Call, keys: tuple[str, ...], grants: bool, as_json: bool) -> None:
     """Check definitions, servers, rights, indexes and drift. Changes nothing.
 
     The exit status is 1 where a load would fail.
@@ -35,12 +35,12 @@ def command(call: Call, keys: tuple[str, ...], grants: bool, as_json: bool) -> N
     from exporter.monitoring import check
 
     if grants:
-        out(*check.least_grants(call.definitions(keys, CORE, ANALYTICS)))
+        cli.out(*check.least_grants(call.definitions(keys, cli.CORE, cli.ANALYTICS)))
         return
     failed = False
     for finding in check.findings(call.root(), keys):
         failed = failed or finding.status == "fail"
-        out(*([json.dumps(finding._asdict())] if as_json else _lines(finding)))
+        cli.out(*([json.dumps(finding._asdict())] if as_json else _lines(finding)))
     sys.exit(1 if failed else 0)
 
 

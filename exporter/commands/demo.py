@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from exporter.commands.shared import examples
+from exporter.commands import shared as cli
 
 
-@click.command("demo", epilog=examples("exporter demo", "exporter demo --rows 1000000 --keep"))
+@click.command("demo", epilog=cli.examples("exporter demo", "exporter demo --rows 1000000 --keep"))
 @click.option(
     "--rows",
     type=click.IntRange(min=100),
     default=100_000,
     show_default=True,
-    help="Events at the source.",
+    help="How many events the source gets.",
 )
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def command(rows: int, keep: bool) -> None:

@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.commands.shared import (
-    ANALYTICS,
-    CORE,
-    KEY,
-    Call,
-    as_json,
-    examples,
-    max_deletes,
-    most_deletes,
-    out,
-    shared,
-)
+from exporter.commands import shared as cli
 from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
 from exporter.terminal.signals import sigterm_interrupts
 
@@ -37,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "load",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter load",
         "exporter load StatEvent Customer",
         "exporter load --full-refresh StatEvent",
@@ -46,7 +35,7 @@ if TYPE_CHECKING:
         "exporter load StatEvent --dry-run",
     ),
 )
-@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
 @click.option(
     "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
 )
@@ -55,26 +44,26 @@ if TYPE_CHECKING:
 @click.option(
     "--reconcile",
     is_flag=True,
-    help="Then apply exporter.deletes to the rows that are gone at the source.",
+    help="After it, apply exporter.deletes to the rows that are gone at the source.",
 )
-@max_deletes
+@cli.max_deletes
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1),
     metavar="N",
-    help="So many at once: definitions, the largest first, and ranges of a large first load.",
+    help="Load N at once: definitions, the largest first, and ranges of a large first load.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
     metavar="N",
-    help="At most so many sessions on each database.",
+    help="Open at most N sessions on each database.",
 )
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Let a Dask cluster do it; its scheduler's address, such as tcp://host:8786.",
+    help="Load on a Dask cluster: its scheduler's address, such as tcp://host:8786.",
 )
 @click.option(
     "--metrics-file",
@@ -83,12 +72,14 @@ if TYPE_CHECKING:
     help="Write the last load of each definition to FILE, in OpenMetrics' text.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Print what would be read and written, with the SQL: no more."
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be read and written, with the SQL; do nothing else.",
 )
-@as_json
-@shared
+@cli.as_json
+@cli.shared
 def command(
-    call: Call,
+    call: cli.Call,
     keys: tuple[str, ...],
     full_refresh: bool,
     since: str | None,
@@ -107,13 +98,14 @@ def command(
     from exporter.monitoring.notify import Run
     from exporter.source.window import Span
 
-    limit = most_deletes(max_deletes, "--reconcile", on=reconcile)
+    limit = cli.most_deletes(max_deletes, "--reconcile", on=reconcile)
     span = Span(since, until) if since is not None or until is not None else None
     if span and full_refresh:
         raise UsageError("--full-refresh reads everything: leave out --since and --until")
     if span and not keys:
         raise UsageError(
-            "--since and --until need a KEY", hint="exporter load KEY --since VALUE --until VALUE"
+            "--since and --until need a KEY",
+            hint="exporter load KEY --since VALUE --until VALUE",
         )
     if scheduler and max_connections == 1:
         raise UsageError(
@@ -140,8 +132,8 @@ def command(
     sys.exit(exit_status([result.error.exit_status for result in run.results if result.error]))
 
 
-def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
-    chosen = call.definitions(keys, CORE, ANALYTICS)
+def _chosen(call: cli.Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
+    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
     for definition in chosen:
         if span and definition.destination.mode == "append":
             raise UsageError(
@@ -154,7 +146,7 @@ def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Defini
 
 
 def _dry_run(
-    call: Call, chosen: list[Definition], full_refresh: bool, span: Span | None, as_json: bool
+    call: cli.Call, chosen: list[Definition], full_refresh: bool, span: Span | None, as_json: bool
 ) -> int:
     from exporter.load.dry_run import rehearse
 
@@ -166,7 +158,7 @@ def _dry_run(
             call.console.error(error)
             statuses.append(error.exit_status)
             continue
-        out(*([json.dumps(found.as_dict())] if as_json else found.lines()))
+        cli.out(*([json.dumps(found.as_dict())] if as_json else found.lines()))
     return exit_status(statuses)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.commands.shared import ANALYTICS, CORE, Call, as_json, examples, out, shared
+from exporter.commands import shared as cli
 from exporter.errors import UsageError, nearest
 from exporter.terminal import text
 
@@ -27,7 +27,7 @@ _SHOWN = 12  # answers that an error names
 
 @click.command(
     "new",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter new --list",
         "exporter new Customer",
         "exporter new sales.Order --cursor changed_at --yes",
@@ -36,21 +36,27 @@ _SHOWN = 12  # answers that an error names
 @click.argument("table", metavar="[TABLE]", required=False)
 @click.option("--list", "as_list", is_flag=True, help="Show the tables that have no definition.")
 @click.option("--cursor", metavar="COLUMN", help="The column that grows with every change.")
-@click.option("--id-field", metavar="COLUMN", help="Tells rows with the same cursor apart.")
+@click.option(
+    "--id-field", metavar="COLUMN", help="The column that orders rows with the same cursor."
+)
 @click.option("--conflict-columns", metavar="A,B", help="The columns that tell rows apart.")
-@click.option("--append", is_flag=True, help="No column tells rows apart: an append-only log.")
-@click.option("--key", metavar="KEY", help="What `exporter load` is given; the table's name.")
-@click.option("--name", metavar="NAME", help="The raw table; the table's name in snake_case.")
-@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take what is likely, or fail.")
-@as_json
-@shared
+@click.option("--append", is_flag=True, help="Land an append-only log: no column tells rows apart.")
+@click.option(
+    "--key", metavar="KEY", help="What `exporter load` is given; default: the table's name."
+)
+@click.option(
+    "--name", metavar="NAME", help="The raw table; default: the table's name in snake_case."
+)
+@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take the likely answer, or fail.")
+@cli.as_json
+@cli.shared
 def command(
-    call: Call, table: str | None, as_list: bool, as_json: bool, yes: bool, **wished: Any
+    call: cli.Call, table: str | None, as_list: bool, as_json: bool, yes: bool, **wished: Any
 ) -> None:
     """Write the definition and the staging model of a TABLE of the core database.
 
-    TABLE may be `customer`, `sales.Order`, or as near to it as leaves no doubt. No file is ever
-    overwritten.
+    TABLE may be `customer` or `sales.Order`; case, plural and schema may differ where only one
+    table fits. No file is ever overwritten.
     """
     from exporter.config import project
     from exporter.scaffold import declaration, survey
@@ -58,11 +64,11 @@ def command(
 
     if (table is None) != as_list or (as_json and not as_list):
         raise UsageError("exporter new takes a TABLE, or --list", hint="exporter new --list")
-    before = ANALYTICS in os.environ
-    root = call.root(CORE)
-    in_file = not before and ANALYTICS in os.environ
+    before = cli.ANALYTICS in os.environ
+    root = call.root(cli.CORE)
+    in_file = not before and cli.ANALYTICS in os.environ
     declared = project.declared(root)
-    with connect(CORE) as source:
+    with connect(cli.CORE) as source:
         source.execute("set default_transaction_read_only = on")
         if table is None:
             _list(call, source, declared, as_json)
@@ -74,17 +80,17 @@ def command(
         ask = _prompt if not yes and sys.stdin.isatty() and sys.stdout.isatty() else _refuse
         plan = declaration.decide(source, relation, declared, wishes, ask)
         _write(call, root, source, plan)
-        out(_next_command(call, root, plan, in_file))
+        cli.out(_next_command(call, root, plan, in_file))
 
 
-def _write(call: Call, root: Path, source: Connection, plan: Plan) -> None:
+def _write(call: cli.Call, root: Path, source: Connection, plan: Plan) -> None:
     """Write the plan's files, and report its limits and what `exporter check` finds."""
     from exporter.config import project
     from exporter.monitoring import check
     from exporter.scaffold import declaration
 
     for file in declaration.write(root, source, plan):
-        out(str(project.shown(file)))
+        cli.out(str(project.shown(file)))
     for limit in plan.limits:
         call.console.say(limit, "warning", key=plan.key)
     definition = project.choose(project.declared(root), (plan.key,))[0]
@@ -94,7 +100,7 @@ def _write(call: Call, root: Path, source: Connection, plan: Plan) -> None:
             call.console.say(text, "warning", key=plan.key)
 
 
-def _next_command(call: Call, root: Path, plan: Plan, in_file: bool) -> str:
+def _next_command(call: cli.Call, root: Path, plan: Plan, in_file: bool) -> str:
     """Return the command to run next.
 
     dbt reads no ``.env``: where the destination's URL comes from that file, dotenv reads it.
@@ -129,7 +135,7 @@ def _refuse(question: str, answers: Sequence[str], flag: str) -> str:
     raise UsageError(f"{question} {', '.join(answers[:_SHOWN])}{more}", hint=f"{flag} gives it")
 
 
-def _list(call: Call, source: Connection, declared: list[Definition], as_json: bool) -> None:
+def _list(call: cli.Call, source: Connection, declared: list[Definition], as_json: bool) -> None:
     from exporter.scaffold import survey
 
     known = {(definition.source.schema, definition.source.table) for definition in declared}
@@ -148,7 +154,7 @@ def _list(call: Call, source: Connection, declared: list[Definition], as_json: b
                 "candidates": list(cursors.names),
                 "conflict_columns": list(relation.key),
             }
-            out(json.dumps(record))
+            cli.out(json.dumps(record))
         cursor = cursors.names[0] if cursors.sure else "?" if cursors.names else "-"
         count = "-" if size is None else text.number(size)
         rows.append((str(relation), count, cursor, ", ".join(relation.key)))
@@ -156,4 +162,4 @@ def _list(call: Call, source: Connection, declared: list[Definition], as_json: b
         call.console.say("every table has a definition")
     elif not as_json:
         head = ("TABLE", "ROWS", "CURSOR", "PRIMARY KEY")
-        out(*text.table(head, rows, right=("ROWS",), width=text.width()))
+        cli.out(*text.table(head, rows, right=("ROWS",), width=text.width()))

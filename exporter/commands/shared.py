@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
     "DBT_TARGET": "the profile's target, instead of its default",
     "DBT_TARGET_PATH": "the folder that dbt writes to, as for dbt",
-    "NO_COLOR": "no colours where it is set, whatever it holds",
-    "SLACK_WEBHOOK_URL": "a Slack webhook that is told how a load ended",
+    "NO_COLOR": "no colours if it is set, whatever its value",
+    "SLACK_WEBHOOK_URL": "a Slack webhook, for a message after each load",
     "SLACK_TOKEN": "or a Slack token with chat:write, for …",
     "SLACK_CRON_CHANNEL_ID": "… this channel",
     "SLACK_API_URL": "Slack's address, where it is not https://slack.com/api/",
@@ -182,7 +182,7 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
         help="json: standard error gets one JSON object a line.",
     )
     @click.option("-q", "--quiet", is_flag=True, help="Report errors only.")
-    @click.option("-v", "--verbose", is_flag=True, help="Report details too, with the SQL.")
+    @click.option("-v", "--verbose", is_flag=True, help="Report details, the SQL included.")
     @functools.wraps(function)
     def command(
         project_dir: Path,
@@ -211,7 +211,7 @@ max_deletes = click.option(
     type=click.FloatRange(0, 100),
     default=None,
     metavar="PERCENT",
-    help=f"The share of raw's rows beyond which none is deleted; else {_MOST_DELETES}.",
+    help=f"Delete no row if more than PERCENT of raw's would go; default {_MOST_DELETES}.",
 )
 
 

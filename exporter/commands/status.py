@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.commands.shared import ANALYTICS, KEY, Call, as_json, examples, out, shared
+from exporter.commands import shared as cli
 from exporter.terminal import text
 
 if TYPE_CHECKING:
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 @click.command(
     "status",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter status",
         "exporter status StatEvent",
         "exporter status --json | jq -r 'select(.status != \"ok\").key'",
     ),
 )
-@click.argument("key", metavar="[KEY]", type=KEY, required=False)
-@as_json
-@shared
-def command(call: Call, key: str | None, as_json: bool) -> None:
-    """Show each definition's last run, its position, how far raw is behind, and how fresh it is.
+@click.argument("key", metavar="[KEY]", type=cli.KEY, required=False)
+@cli.as_json
+@cli.shared
+def command(call: cli.Call, key: str | None, as_json: bool) -> None:
+    """Show the last run, position, backlog and freshness of each definition.
 
-    With a KEY, its last runs.
+    With a KEY, show its last runs.
     """
     from exporter.monitoring import status
 
-    chosen = call.definitions((key,) if key else (), ANALYTICS)
+    chosen = call.definitions((key,) if key else (), cli.ANALYTICS)
     if key:
         found = status.recent_runs(chosen[0])
         lines = _table_of_runs(key, found)
@@ -42,7 +42,7 @@ def command(call: Call, key: str | None, as_json: bool) -> None:
         lines = _table_of_definitions(statuses)
     if as_json:
         lines = [json.dumps(record, default=lambda value: value.isoformat()) for record in found]
-    out(*lines)
+    cli.out(*lines)
 
 
 def _table_of_definitions(statuses: list[Status]) -> list[str]:

@@ -6,43 +6,35 @@ import sys
 
 import click
 
-from exporter.commands.shared import (
-    ANALYTICS,
-    CORE,
-    KEY,
-    Call,
-    as_json,
-    examples,
-    max_deletes,
-    most_deletes,
-    shared,
-)
+from exporter.commands import shared as cli
 from exporter.errors import StoppedError, UsageError, exit_status
 from exporter.terminal.signals import sigterm_interrupts
 
 
-@click.command("verify", epilog=examples("exporter verify", "exporter verify StatEvent --repair"))
-@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
+@click.command(
+    "verify", epilog=cli.examples("exporter verify", "exporter verify StatEvent --repair")
+)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
 @click.option(
     "--repair",
     is_flag=True,
     help="Load, then land what differs, and apply exporter.deletes to what is gone at the source.",
 )
-@max_deletes
-@as_json
-@shared
+@cli.max_deletes
+@cli.as_json
+@cli.shared
 def command(
-    call: Call, keys: tuple[str, ...], repair: bool, max_deletes: float | None, as_json: bool
+    call: cli.Call, keys: tuple[str, ...], repair: bool, max_deletes: float | None, as_json: bool
 ) -> None:
     """Compare raw with the source, by checksums, down to the rows. Without a KEY, all definitions.
 
-    Ends with status 1 where rows are missing in raw, extra or different, and not merely in flight:
-    changed since the last load, and landed by the next.
+    Ends with status 1 where rows are missing in raw, extra or different. Rows in flight do not
+    count: they changed since the last load, and the next one lands them.
     """
     from exporter.verify.verify import advice, verify
 
-    most = most_deletes(max_deletes, "--repair", on=repair)
-    chosen = call.definitions(keys, CORE, ANALYTICS)
+    most = cli.most_deletes(max_deletes, "--repair", on=repair)
+    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
     for definition in chosen:
         if repair and definition.destination.mode == "append":
             raise UsageError(

@@ -1,4 +1,4 @@
-"""``exporter state``: the stored positions, as a person sees and changes them."""
+"""The work of ``exporter state``: show, reset and set the stored positions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from exporter.wire import Connection, connect
 def show(definitions: list[Definition]) -> list[dict[str, Any]]:
     """Return what is stored of each definition. Reads the destination only."""
     with connect("DATABASE_URL_ANALYTICS") as destination:
-        if not state.tables_exist(destination):
-            return [_told(definition.key, State()) for definition in definitions]
+        exist = state.tables_exist(destination)
         return [
-            _told(definition.key, state.read(destination, definition.destination))
-            for definition in definitions
+            _as_dict(one.key, state.read(destination, one.destination) if exist else State())
+            for one in definitions
         ]
 
 
@@ -33,17 +32,17 @@ def reset(definition: Definition) -> dict[str, Any]:
         )
     with connect("DATABASE_URL_ANALYTICS") as destination:
         stored = _locked(destination, definition)
-        # The stamp stays: a later one that is lower would be passed over by the models.
+        # The stamp stays: the models would pass over rows with a lower one.
         now = State(exported_at=stored.exported_at)
         state.write(destination, definition.destination, now)
-    return _told(definition.key, now)
+    return _as_dict(definition.key, now)
 
 
 def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]:
-    """Store a position that a person gives, in PostgreSQL's own spelling of it.
+    """Store the given position, in PostgreSQL's own spelling of it.
 
-    Raises UsageError for what is no position of this definition, and where an append-only log
-    would take rows twice.
+    Raises UsageError for values that the definition's columns do not take, and where an
+    append-only log would land rows twice.
     """
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
@@ -78,7 +77,7 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
             binding=stored.binding,
         )
         state.write(destination, definition.destination, now)
-    return _told(definition.key, now)
+    return _as_dict(definition.key, now)
 
 
 def adopt(definition: Definition) -> dict[str, Any]:
@@ -102,20 +101,20 @@ def adopt(definition: Definition) -> dict[str, Any]:
             binding = Binding(reader.found, raw, reading)
         now = stored._replace(snapshot_xmin=None, source=None, binding=binding)
         state.write(destination, target, now)
-    return _told(key, now)
+    return _as_dict(key, now)
 
 
-def line(told: dict[str, Any]) -> str:
-    """Return one position as a line for people."""
-    cursor, watermark = told["cursor"], told["watermark"]
-    if told["first_load_unfinished"]:
-        return f"{told['key']}: an unfinished first load; the next load goes on with it"
+def line(stored: dict[str, Any]) -> str:
+    """Return one stored position as a line for people."""
+    key, cursor, watermark = stored["key"], stored["cursor"], stored["watermark"]
+    if stored["first_load_unfinished"]:
+        return f"{key}: an unfinished first load; the next load goes on with it"
     if cursor is None:
-        return f"{told['key']}: nothing yet; the next load reads everything"
-    text = f"{told['key']}: cursor {Position(**cursor)}"
+        return f"{key}: nothing yet; the next load reads everything"
+    text = f"{key}: cursor {Position(**cursor)}"
     if watermark:
         text += f"; the next load reads from {Position(**watermark)}"
-    if bound := told["bound_to"]:
+    if bound := stored["bound_to"]:
         source = bound["source"]
         text += (
             f"\n  bound to {source['table']} (oid {source['oid']}) of database"
@@ -132,7 +131,7 @@ def _locked(destination: Connection, definition: Definition) -> State:
     return state.read(destination, definition.destination)
 
 
-def _told(key: str, stored: State) -> dict[str, Any]:
+def _as_dict(key: str, stored: State) -> dict[str, Any]:
     return {
         "key": key,
         "cursor": state.as_dict(stored.cursor),

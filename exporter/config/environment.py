@@ -1,4 +1,4 @@
-"""The environment: ``.env`` files, and the variables that name the databases."""
+"""Where the databases are: ``.env`` files, environment variables, else the dbt profile."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ import os
 from pathlib import Path
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from exporter.config import project
 from exporter.errors import DefinitionError, SettingError
+
+# The profile's name of a setting → libpq's.
+_NAMES = {
+    **{name: name for name in ("host", "port", "user", "password", "dbname")},
+    **{name: name for name in ("sslmode", "sslrootcert", "sslcert", "sslkey")},
+    "pass": "password",
+    "database": "dbname",
+}
 
 
 def load_environment(root: Path, name: str | None) -> None:
-    """Read ``.env.NAME``, else ``.env``; what the environment holds already wins."""
+    """Read ``.env.NAME``, else ``.env``; a variable that is set already keeps its value.
+
+    Raises SettingError.
+    """
     file = root / (f".env.{name}" if name else ".env")
     if not file.is_file():
         if name:
@@ -25,15 +37,13 @@ def load_environment(root: Path, name: str | None) -> None:
 
 
 def require(root: Path, *variables: str) -> None:
-    """Check that the variables name databases; the destination may be the dbt profile's.
+    """Check that the variables hold URLs; the destination's may come from the dbt profile.
 
     Raises SettingError.
     """
     if "DATABASE_URL_ANALYTICS" in variables and not os.environ.get("DATABASE_URL_ANALYTICS"):
-        from exporter.config import profile  # noqa: PLC0415  only where the variable is not set
-
-        with contextlib.suppress(DefinitionError):  # a profile that itself asks for the variable
-            found = profile.conninfo(root)
+        with contextlib.suppress(DefinitionError):  # a profile that itself reads the variable
+            found = _profile_url(root)
             if found:
                 os.environ["DATABASE_URL_ANALYTICS"] = found
     for variable in variables:
@@ -56,3 +66,28 @@ def url(variable: str) -> str:
             hint="postgresql://user:password@host:5432/database, with @ : / % percent-encoded",
         ) from None
     return value
+
+
+def _profile_url(root: Path) -> str | None:
+    """Return the connection string of the profile's target, None without a profiles.yml.
+
+    Looks where dbt does. Raises SettingError where the profile or its target is missing,
+    DefinitionError for an environment variable that it names and that is not set.
+    """
+    folders = [Path(os.environ.get("DBT_PROFILES_DIR") or root), root, Path.home() / ".dbt"]
+    file = next((f / "profiles.yml" for f in folders if (f / "profiles.yml").is_file()), None)
+    if file is None:
+        return None
+    name = os.environ.get("DBT_PROFILE") or project.read(root / "dbt_project.yml").get("profile")
+    profile = project.read(file).get(str(name))
+    if not isinstance(profile, dict):
+        raise SettingError(f"{file} has no profile {name}", hint="DATABASE_URL_ANALYTICS would do")
+    target = os.environ.get("DBT_TARGET") or project.render(
+        profile.get("target", "default"), {}, str(file)
+    )
+    output = (profile.get("outputs") or {}).get(target)
+    if not isinstance(output, dict) or output.get("type") != "postgres":
+        raise SettingError(f"{file}: {name} has no postgres output {target}")
+    chosen = {_NAMES[key]: value for key, value in output.items() if key in _NAMES}
+    values = {key: project.render(value, {}, str(file)) for key, value in chosen.items()}
+    return make_conninfo("", **{key: value for key, value in values.items() if value != ""})

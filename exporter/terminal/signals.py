@@ -17,11 +17,11 @@ _stopping = threading.Event()
 
 
 class Sigterm(KeyboardInterrupt):
-    """SIGTERM came. Of Ctrl-C's kind, for which psycopg cancels what the server is doing."""
+    """SIGTERM came. A KeyboardInterrupt, since psycopg then cancels the running statement."""
 
 
 def reason(stop: KeyboardInterrupt, text: str) -> StoppedError:
-    """Return the error for a run that was stopped; its text begins with what was."""
+    """Return the error for a run that was stopped; ``text`` names the run."""
     if isinstance(stop, Sigterm):
         return TerminatedError(f"{text} by SIGTERM")
     return StoppedError(text)
@@ -30,12 +30,13 @@ def reason(stop: KeyboardInterrupt, text: str) -> StoppedError:
 def behind(error: BaseException) -> KeyboardInterrupt | None:
     """Return the interrupt that led to an error, if one did.
 
-    At an awkward moment, such as the begin of a transaction, it makes the clean-up fail.
+    An interrupt at an awkward moment, such as the begin of a transaction, makes the clean-up fail
+    with another error.
     """
-    one: BaseException | None = error
-    while one is not None and not isinstance(one, KeyboardInterrupt):
-        one = one.__context__
-    return one
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause
 
 
 def stopping() -> bool:

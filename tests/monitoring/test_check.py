@@ -104,7 +104,7 @@ def test_both_sessions_are_read_only(items: Workplace, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(check.grants, "missing_on_source", write)
     monkeypatch.setattr(check.grants, "missing_on_destination", write)
-    list(check.look(items.folder, ()))
+    list(check.findings(items.folder, ()))
     assert len(seen) == 2
 
 

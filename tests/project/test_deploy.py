@@ -102,7 +102,7 @@ def test_workflow(tmp_path: Path) -> None:
             environment = {**os.environ, **given, **step.get("env", {})}
             environment |= {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
             if "PGHOST" in environment:
-                environment["PGHOST"] = str(server.socket_dir)
+                environment["PGHOST"] = str(server.folder)
             for name in ("PYTHONWARNINGS", "DBT_PROFILES_DIR"):
                 environment.pop(name, None)
             done = _run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment)

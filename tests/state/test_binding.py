@@ -184,7 +184,9 @@ def test_another_database_is_refused_until_it_is_adopted(items: Workplace) -> No
         assert "--full-refresh" in done.stderr
         assert items.query(items.analytics, "select count(*) from analytics_raw.item") == [(1000,)]
         assert items.run("exporter", "state", "adopt", "Item").returncode == 0
-        _loads(items)
+        items.load("Item")
+        new = "select count(*) from analytics_raw.item where id = 1001"
+        assert items.query(items.analytics, new) == [(1,)]
         items.core = before
         assert items.run("exporter", "load", "Item").returncode == 1
         assert items.run("exporter", "load", "--full-refresh", "Item").returncode == 0

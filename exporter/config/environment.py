@@ -58,13 +58,16 @@ def url(variable: str) -> str:
             f"{variable} is not set",
             hint=f"export {variable}=postgresql://user:password@host:5432/database",
         )
+    hint = "postgresql://user:password@host:5432/database, with @ : / % percent-encoded"
     try:
-        conninfo_to_dict(value)
+        parts = conninfo_to_dict(value)
     except psycopg.ProgrammingError:  # its message quotes the URL, password included
-        raise SettingError(
-            f"{variable} is not a PostgreSQL URL",
-            hint="postgresql://user:password@host:5432/database, with @ : / % percent-encoded",
-        ) from None
+        raise SettingError(f"{variable} is not a PostgreSQL URL", hint=hint) from None
+    # A host may be a socket's folder that begins with @, where it is a parameter of its own.
+    names = ("port", "dbname") if "host=" in value.partition("?")[2] else ("host", "port", "dbname")
+    if "://" in value and any("@" in str(parts.get(name) or "") for name in names):
+        # libpq would take the end of the password for a host, and tell of it in its message.
+        raise SettingError(f"{variable}: an @ of its password is not percent-encoded", hint=hint)
     return value
 
 

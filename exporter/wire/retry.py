@@ -9,16 +9,25 @@ import psycopg
 from exporter.errors import DatabaseError, LockedError
 
 RETRIES = 6  # the waits between them add up to 16 s
-_TRANSIENT = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.DeadlockDetected,
-)
-_LASTING = (
-    psycopg.errors.DiskFull,
-    psycopg.errors.QueryCanceled,
-    psycopg.errors.ProgramLimitExceeded,
+# SQLSTATEs, or their beginnings, of what may pass. The others of PostgreSQL's own classes for it
+# last: a full disk, `temp_file_limit`, too many columns, a database that was dropped.
+_PASSES = (
+    "08",  # the connection
+    "40001",  # serialization_failure
+    "40003",  # statement_completion_unknown
+    "40P01",  # deadlock_detected
+    "53000",  # insufficient_resources
+    "53200",  # out_of_memory
+    "53300",  # too_many_connections
+    "55006",  # object_in_use
+    "55P03",  # lock_not_available
+    "57P01",  # admin_shutdown
+    "57P02",  # crash_shutdown
+    "57P03",  # cannot_connect_now
+    "57P05",  # idle_session_timeout
+    "58000",  # system_error
+    "58030",  # io_error
+    "HV00N",  # fdw_unable_to_establish_connection
 )
 
 
@@ -52,7 +61,10 @@ def with_retries(attempt: Callable[[], None], again: Callable[[str], None]) -> N
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, (*_TRANSIENT, DatabaseError)) and not isinstance(error, _LASTING)
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return error.sqlstate.startswith(_PASSES)
+    # Without a word of the server: the connection is lost.
+    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, DatabaseError))
 
 
 def first_line(error: psycopg.Error) -> str:

@@ -95,11 +95,12 @@ def command(
     """Land what is new at the source. Without a KEY, all definitions."""
     from exporter.load.one import load
     from exporter.monitoring.notify import Run
-    from exporter.source import Span, Wanted
+    from exporter.source import NEW, Span, Wanted
 
-    limit = cli.most_deletes(max_deletes, "--reconcile", on=reconcile)
+    flags = "--reconcile or --full-refresh"
+    limit = cli.most_deletes(max_deletes, flags, on=reconcile or full_refresh)
     span = Span(since, until) if since is not None or until is not None else None
-    wanted = Wanted(full_refresh, span)
+    wanted = Wanted(full_refresh, span, limit) if full_refresh or span else NEW
     if span and full_refresh:
         raise UsageError("--full-refresh reads everything: leave out --since and --until")
     if span and not keys:

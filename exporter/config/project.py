@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from exporter.config.definition import Definition, parse
 from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
 
+_LONGEST = 63  # bytes of an identifier
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -56,7 +57,23 @@ def declared(root: Path) -> list[Definition]:
                 if key in found:
                     raise DefinitionError(f"{where}: key {key} stands in {found[key].where} too")
                 found[key] = definition
+    _refuse_shared_tables(found.values())
     return list(found.values())
+
+
+def _refuse_shared_tables(definitions: Iterable[Definition]) -> None:
+    """Raise DefinitionError where two definitions have one raw table, or PostgreSQL cuts a name."""
+    tables: dict[str, str] = {}
+    for definition in definitions:
+        where, target = definition.where, definition.destination
+        for name in (target.schema, target.table):
+            if len(name.encode()) > _LONGEST:
+                raise DefinitionError(
+                    f"{where}: {name} is longer than the {_LONGEST} bytes that PostgreSQL keeps"
+                )
+        other = tables.setdefault(str(target), where)
+        if other != where:
+            raise DefinitionError(f"{where}: {target} is the raw table of {other}, too")
 
 
 def model_paths(root: Path, config: dict[str, Any]) -> list[Path]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from psycopg import sql
 
 from exporter import state
-from exporter.errors import DriftError
-from exporter.load.transfer import After, Transfer
+from exporter.load.transfer import After, Transfer, refuse_more
 from exporter.raw import STAMP, compare, statements
 from exporter.raw.sides import FALSE, Comparison, comparison, names
 from exporter.source import Horizon, Table
@@ -40,20 +37,6 @@ def reconcile(most: float) -> After:
                 store(transfer, stamp)
 
     return after
-
-
-def refuse_more(key: str, extra: int, rows: int, most: float, command: str) -> None:
-    """Raise DriftError where more than ``most`` percent of raw's rows would go.
-
-    A source that is empty by accident, or hides its rows from this role, must not empty raw.
-    """
-    share = 100 * extra / max(rows, 1)
-    if share > most:
-        raise DriftError(
-            f"{key}: {extra:,} of the {rows:,} rows of raw ({share:.0f} %) are gone at the source,"
-            f" more than --max-deletes {most:g} allows: none was deleted",
-            hint=f"if they have to go: {command} --max-deletes {math.ceil(share)}",
-        )
 
 
 def apply(transfer: Transfer, both: Comparison, stamp: str) -> None:

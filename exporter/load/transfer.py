@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from psycopg import sql
 
 from exporter import state
 from exporter.config import Definition
+from exporter.errors import DriftError
 from exporter.raw import RawTable
 from exporter.raw.landing import Staging
 from exporter.source import Batch, Lands, Plan, Table, select
@@ -56,6 +58,8 @@ class Transfer:
         if plan.query is not None:
             self.attempt.tell_query(plan.query)
         staging = Staging(destination, self.raw, plan.stream)
+        before = self._rows_of_raw() if plan.lands is Lands.WHOLE else 0
+        again = f"exporter load {self.raw.target.key} --full-refresh"
         with contextlib.closing(batches):
             for batch in batches:
                 stamp, number = self.stamp_of(totals.batches), totals.batches + 1
@@ -67,8 +71,16 @@ class Transfer:
                         rows, size = staging.fill(self._counted(part.present), number)
                         written, gone = staging.apply(plan.lands, stamp, number, plan.order)
                         totals.add(rows, written, size)
+                        if plan.lands is Lands.WHOLE:
+                            lost = gone if self.raw.key else before - written
+                            refuse_more(self.raw.target.key, lost, before, plan.max_deletes, again)
                         totals.rows_deleted += gone if self.raw.key else 0
                     self.store(batch.reaches()._replace(exported_at=stamp), "running")
+
+    def _rows_of_raw(self) -> int:
+        count = sql.SQL("select count(*) from {}").format(self.raw.name)
+        row = self._destination.execute(count).fetchone()
+        return int(row[0]) if row else 0
 
     def land_at_once(self, table: Table, where: sql.Composable, stamp: str) -> int:
         """Land these rows in the running transaction; return how many were written."""
@@ -120,3 +132,17 @@ class Transfer:
             progress(rows, size, self._expected)
             yield block
             del block
+
+
+def refuse_more(key: str, extra: int, rows: int, most: float, command: str) -> None:
+    """Raise DriftError where more than ``most`` percent of raw's rows would go.
+
+    A source that is empty by accident, or hides its rows from this role, must not empty raw.
+    """
+    share = 100 * extra / max(rows, 1)
+    if share > most:
+        raise DriftError(
+            f"{key}: {extra:,} of the {rows:,} rows of raw ({share:.0f} %) are gone at the source,"
+            f" more than --max-deletes {most:g} allows: none was deleted",
+            hint=f"if they have to go: {command} --max-deletes {math.ceil(share)}",
+        )

@@ -197,7 +197,7 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
         indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))
         where: sql.Composable = sql.SQL("true")
         if stored.cursor:
-            view = window.Window(definition.source.cursor, cursor, id_column, append=False)
+            view = window.Window(definition.source, cursor, id_column, append=False)
             where = view.after(stored.cursor)
         small = table.kind in ("r", "m") and table.blocks <= _SMALL
         rows = _count(source, definition, table, where, indexed or small or not stored.cursor)

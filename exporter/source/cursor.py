@@ -121,7 +121,7 @@ class CursorReader:
         if self._is_first(target, wanted, empty=empty):
             return self._first(plan, target, empty=empty)
         if wanted.full_refresh:
-            return self._whole(plan)
+            return self._whole(plan._replace(max_deletes=wanted.max_deletes))
         return self._sweep(plan) if wanted.sweep else self._increment(plan)
 
     def batches(self, plan: Plan) -> Generator[Batch]:
@@ -369,11 +369,12 @@ class CursorReader:
         return select(self.table, self._stream[:-1], where, beyond)
 
     def _limit(self) -> Limit:
-        if self.window.id is not None:
+        order = {column.name for column in self.window.columns}
+        if any(key <= order for key in self.table.unique_keys):
             return Limit(self._batch_rows, BATCH_SIZE)
-        place = self._place(self.window.cursor)
-        # Without a tie-breaker a position inside a tie would lose the rest of it.
-        tied = lambda a, b: field(a, place) == field(b, place)  # noqa: E731
+        # A position inside a tie, of rows that share the id as well, would lose the rest of it.
+        places = [self._place(column) for column in self.window.columns]
+        tied = lambda a, b: all(field(a, one) == field(b, one) for one in places)  # noqa: E731
         return Limit(self._batch_rows, BATCH_SIZE, tied)
 
     def _place(self, column: Column) -> int:

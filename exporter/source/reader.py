@@ -30,6 +30,7 @@ class Wanted(NamedTuple):
 
     full_refresh: bool = False
     span: Span | None = None
+    max_deletes: float = 100  # percent of raw that a full refresh may remove
     sweep: bool = False  # what has changed since the last load, wherever its cursor puts it
 
     def words(self) -> list[str]:
@@ -87,6 +88,7 @@ class Plan(NamedTuple):
     bound: Bound | None = None
     rows: float | None = None  # an estimate; None, or below 0, where there is none
     horizon: Horizon | None = None
+    max_deletes: float = 100  # percent of raw that the rows of a whole table may remove
     unseen: str = ""  # what other transactions cannot be seen, for a person to know
 
     def how(self) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config import Cursor, SourceTable
+from exporter.config import SourceTable
 from exporter.errors import DefinitionError, SourceError, UsageError
 from exporter.source.catalog import Column, Table, missing_column
 from exporter.source.snapshot import TRUE, Horizon, changed_since
@@ -89,7 +89,7 @@ class Window(NamedTuple):
     ``since`` on, where it is known. ``pending`` is to be stored: an integer that was seen.
     """
 
-    declared: Cursor
+    declared: SourceTable
     cursor: Column
     id: Column | None
     append: bool
@@ -139,7 +139,7 @@ class Window(NamedTuple):
         if self.append and self.bound is not None:
             parts.append(self.held_back)
         inside = sql.SQL(" and ").join(parts) if parts else TRUE
-        if self.declared.nulls != "load":
+        if self.declared.cursor.nulls != "load":
             return sql.SQL("{} and {} is not null").format(inside, self.field)
         if not parts:
             return inside
@@ -161,9 +161,11 @@ class Window(NamedTuple):
     @property
     def order(self) -> sql.Composable:
         """The ORDER BY clause. Rows without a cursor go first: they never advance the position."""
-        first = sql.SQL(" nulls first" if self.declared.nulls == "load" else "")
-        rest = [sql.Identifier(column.name) for column in self.columns[1:]]
-        return sql.SQL(" order by ") + sql.SQL(", ").join([self.field + first, *rest])
+        first = sql.SQL(" nulls first" if self.declared.cursor.nulls == "load" else "")
+        # By the table's columns: a bare name could be that of an expression that is selected.
+        place = self.declared.schema, self.declared.table
+        names = [sql.Identifier(*place, column.name) for column in self.columns]
+        return sql.SQL(" order by ") + sql.SQL(", ").join([names[0] + first, *names[1:]])
 
 
 def newest_number(source: Connection, declared: SourceTable) -> Seen | None:
@@ -207,7 +209,7 @@ def decide(
         back = declared.lookback if isinstance(declared.lookback, int) else 0
         safe, pending = _safe_number(stored, horizon, seen, back)
     return Window(
-        declared,
+        table.declared,
         cursor,
         id_column,
         append,
@@ -277,21 +279,18 @@ def _recent(source: Connection, table: Table, cursor: Column, horizon: Horizon, 
     index that gives the newest at once, it is twelve hours before, which covers every zone: so few
     rows, or a whole table that is read in any case, cost nothing to look at again.
     """
-    noon = "%(clock)s::timestamptz::timestamp"
-    values = {"clock": horizon.clock, "place": place - 1}
+    clock = sql.SQL("{}::timestamptz::timestamp").format(sql.Literal(horizon.clock))
+    before = sql.SQL("({} - interval '12 hours')").format(clock)
     if cursor.name in table.indexed or place == 1:
-        name = sql.Identifier(cursor.name)
         row = source.execute(
             sql.SQL(
-                f"select {{0}}::text from {{1}} where {{0}} <= {noon}"  # noqa: S608
-                f" and {{0}} > {noon} - interval '12 hours' order by {{0}} desc"
-                " offset %(place)s limit 1"
-            ).format(name, table.declared.name),
-            values,
+                "select {0}::text from {1} where {0} <= {2} and {0} > {3}"
+                " order by {0} desc offset {4} limit 1"
+            ).format(sql.Identifier(cursor.name), table.declared.name, clock, before, place - 1)
         ).fetchone()
         if row:
             return str(row[0])
-    row = source.execute(f"select ({noon} - interval '12 hours')::text", values).fetchone()
+    row = source.execute(sql.SQL("select {}::text").format(before)).fetchone()
     assert row is not None
     return str(row[0])
 

@@ -13,7 +13,7 @@ from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load import deletes
 from exporter.load.one import load
-from exporter.load.transfer import After, Transfer
+from exporter.load.transfer import After, Transfer, refuse_more
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
@@ -236,7 +236,7 @@ def _repairing(verdict: Verdict, before: Comparison, sums: Sums, most: float) ->
             stamp = deletes.next_stamp(transfer)
             if applies:
                 command = f"exporter verify {target.key} --repair"
-                deletes.refuse_more(target.key, found["extra"], seen.rows_raw, most, command)
+                refuse_more(target.key, found["extra"], seen.rows_raw, most, command)
                 deletes.apply(transfer, both, stamp)
             if found["missing"] or found["different"]:
                 where = seen.condition(both.source)

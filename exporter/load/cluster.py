@@ -2,12 +2,13 @@
 
 What is small, or no first load, goes to one worker as a whole. A large first load stays here in
 name: this process holds its lock and its snapshot, and hands out its ranges. Dask gives a range
-whose worker is lost to another one; that it lands once is seen to in ``exporter.fence``.
+whose worker is lost to another one; that it lands once is seen to in ``exporter.state.fence``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -18,12 +19,12 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition, Destination
-from exporter.errors import ClusterError, DatabaseError, ExporterError
+from exporter.errors import ClusterError, DatabaseError, ExporterError, LockedError
 from exporter.load import ranges
 from exporter.load.ranges import Crew, FirstLoad, Landed, NotByRanges, Tally
 from exporter.load.threads import Team
 from exporter.source import Range
-from exporter.state import Result, fence
+from exporter.state import Result
 from exporter.terminal import Console, signals
 from exporter.wire import Connection, Sessions, connect
 
@@ -34,10 +35,10 @@ LARGE = 8192  # blocks: 64 MB of a table are worth sharing
 AHEAD = 2  # tasks in flight for each thread of the workers: one is computed, one waits
 _AT_ONCE = 32  # definitions, unless -j says otherwise: each takes a thread here
 _RETRIES = 3  # of a range whose session broke; a lost worker does not count
-_LOOK = 0.5  # seconds between looks at whether all has to stop
-_ALIVE = 20.0  # seconds between signs of life on the two sessions that only wait
-_STEP = 0.02  # seconds between looks at whether it is a range's turn
-_SECEDE = 0.2  # seconds that a range waits for its turn before its thread takes another task
+_POLL = 0.5  # seconds between looks at whether all has to stop
+_KEEPALIVE = 20.0  # seconds between statements on the two sessions that only wait
+_SECEDE_AFTER = 10  # waits for a range's turn, before its thread takes another task
+_CHECK_EVERY = 50  # waits: the process that has the lock may be gone, and nobody else would say so
 
 
 class Cluster(Team):
@@ -94,13 +95,15 @@ class Cluster(Team):
                 if not running:
                     return
                 with contextlib.suppress(queue.Empty):
-                    future = done.get(timeout=_LOOK)
+                    future = done.get(timeout=_POLL)
                     running.remove(future)
                     self._free.release()
-                    tally.landed(value_of(future, first.key), elsewhere=True)
+                    landed = value_of(future, first.key)
+                    tally.read(landed.rows, landed.size)
+                    tally.landed(landed)
                 if self.stop:
                     raise self.stop
-                if time.monotonic() > heard + _ALIVE:
+                if time.monotonic() > heard + _KEEPALIVE:
                     heard = time.monotonic()
                     source.execute("select")
                     destination.execute("select")
@@ -138,13 +141,10 @@ class Cluster(Team):
         return max(self._threads, 1)
 
     def _elsewhere(self, definition: Definition, load: Callable[..., Result]) -> Result:
-        done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        done = threading.Event()
         future = self._client.submit(load_whole, load, definition, pure=False)
-        future.add_done_callback(done.put)
-        while True:
-            with contextlib.suppress(queue.Empty):
-                done.get(timeout=_LOOK)
-                break
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_POLL):
             if self.stop:  # a worker that has begun goes on to the end of this load
                 future.cancel()
                 why = signals.reason(self.stop, f"{definition.key}: interrupted")
@@ -189,8 +189,10 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
             connect("DATABASE_URL_CORE") as source,
             ranges.shared_snapshot(source, first),
         ):
-            wait = _Waiting(destination, first.raw.target)
-            (landed,) = ranges.land(first, source, destination, iter([part]), lambda _: None, wait)
+            waits = _waits(destination, first.raw.target)
+            (landed,) = ranges.land(
+                first, source, destination, iter([part]), lambda *_: None, lambda: next(waits)
+            )
             return landed
     except DatabaseError:
         raise
@@ -198,28 +200,17 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
         return error
 
 
-class _Waiting:
-    """What a range does, called again and again, while it is another one's turn."""
+def _waits(destination: Connection, target: Destination) -> Iterator[None]:
+    """Wait in steps while it is another range's turn. Raises LockedError where none will come."""
+    from distributed import secede  # noqa: PLC0415  a worker has it already
 
-    def __init__(self, destination: Connection, target: Destination) -> None:
-        self._destination = destination
-        self._target = target
-        self._since: float | None = None
-        self._checked = 0.0
-
-    def __call__(self) -> None:
-        from distributed import secede  # noqa: PLC0415
-
-        now = time.monotonic()
-        if self._since is None:
-            self._since = self._checked = now
-        elif self._since and now > self._since + _SECEDE:
-            self._since = 0
+    for step in itertools.count(1):
+        time.sleep(ranges.POLL)
+        if step == _SECEDE_AFTER:
             secede()
-        if now > self._checked + 1:  # nobody else would end this, were that process gone
-            fence.check_holder(self._destination, self._target)
-            self._checked = now
-        time.sleep(_STEP)
+        if step % _CHECK_EVERY == 0 and state.holder(destination, target) is None:
+            raise LockedError(f"{target.key}: the load whose ranges these are has ended")
+        yield
 
 
 def connect_to(address: str) -> Client:

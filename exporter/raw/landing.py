@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import psycopg
 from psycopg import sql
 
 from exporter.errors import RowError
-from exporter.raw.statements import STAGING, copy_statement, landing
+from exporter.raw.statements import STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
-from exporter.wire import AHEAD, Block, Connection, CopyIn, field, pour
+from exporter.wire import AHEAD, Block, Connection, field, pour
 
 _ORDINAL = sql.Identifier("_exporter_row")
 _SAVEPOINT = "savepoint staged"  # on an error staging stays
@@ -22,11 +22,6 @@ _BY_INDEX = (
     "set local enable_hashjoin = off; set local enable_mergejoin = off;"
     " set local enable_seqscan = off"
 )
-
-
-def copy_direct(destination: Connection, raw: RawTable, blocks: Iterable[Block]) -> tuple[int, int]:
-    """Copy binary blocks that end in the stamp into the raw table; return rows and bytes."""
-    return pour(destination, copy_statement(raw), blocks)
 
 
 class Staging:
@@ -60,35 +55,28 @@ class Staging:
     def fill(self, blocks: Iterable[Block], batch: int) -> tuple[int, int]:
         """Copy a batch of text blocks; return rows and bytes. Raises RowError."""
         self._make()
-        self._sent.clear()
-        kept = 0
         names = [sql.Identifier(column.name) for column in self._stream]
-        copy = CopyIn(
-            self._destination,
-            sql.SQL("copy {} ({}) from stdin").format(STAGING, sql.SQL(", ").join(names)),
-        )
-        rows = size = 0
+        statement = sql.SQL("copy {} ({}) from stdin").format(STAGING, sql.SQL(", ").join(names))
         try:
-            try:
-                for block in blocks:
-                    if not rows:  # those beyond the position come after those that are not
-                        self._late = field(_first_row(block), -1) != "t"
-                    rows += block.rows
-                    size += len(block.data)
-                    sent = block.data if isinstance(block.data, bytes) else self._key_of(block.last)
-                    self._sent.append((rows - block.rows, sent))
-                    kept += len(self._sent[-1][1])
-                    while kept > AHEAD:  # the server is not that far behind with its complaint
-                        kept -= len(self._sent.popleft()[1])
-                    copy.write(block.data)
-                    del block
-            except BaseException:
-                copy.abandon()
-                raise
-            copy.finish()
+            return pour(self._destination, statement, self._noted(blocks))
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise self._copy_error(error, batch) from None
-        return rows, size
+
+    def _noted(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Pass blocks on, and keep what it takes to name a row that the server refuses."""
+        self._sent.clear()
+        rows = kept = 0
+        for block in blocks:
+            if not rows:  # those beyond the position come after those that are not
+                self._late = field(_first_row(block), -1) != "t"
+            sent = block.data if isinstance(block.data, bytes) else self._key_of(block.last)
+            self._sent.append((rows, sent))
+            rows += block.rows
+            kept += len(sent)
+            while kept > AHEAD:  # the server is not that far behind with its complaint
+                kept -= len(self._sent.popleft()[1])
+            yield block
+            del block
 
     def apply(
         self, lands: Lands, stamp: str, batch: int, order: Sequence[Column]
@@ -121,11 +109,8 @@ class Staging:
     def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
         found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
         line = int(found[1]) if found else 0
-        before, block = max(
-            ((before, block) for before, block in self._sent if before < line),
-            default=(0, "?"),
-            key=lambda one: one[0],
-        )
+        earlier = (one for one in reversed(self._sent) if one[0] < line)
+        before, block = next(earlier, (0, "?"))
         if isinstance(block, bytes):
             block = self._key_of(block.split(b"\n")[line - before - 1])
         return row_error(self._raw, error, batch, block, found[2] if found else None)

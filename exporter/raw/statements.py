@@ -45,10 +45,10 @@ def _remove_absent(raw: RawTable, stamp: str) -> sql.Composed:
     else:
         same = _same_key(raw, "s", "r")
         absent = sql.SQL("not exists (select from {} s where {})").format(STAGING, same)
-    return gone(raw, stamp) + sql.SQL(" where {}").format(absent) + living(raw)
+    return mark_or_delete(raw, stamp) + sql.SQL(" where {}").format(absent) + not_marked(raw)
 
 
-def gone(raw: RawTable, stamp: str) -> sql.Composed:
+def mark_or_delete(raw: RawTable, stamp: str) -> sql.Composed:
     """Return the statement for rows ``r`` that are gone at the source, without its condition.
 
     They are marked, so that models see it, or removed.
@@ -65,7 +65,7 @@ def gone(raw: RawTable, stamp: str) -> sql.Composed:
     )
 
 
-def living(raw: RawTable) -> sql.Composable:
+def not_marked(raw: RawTable) -> sql.Composable:
     """Return the condition that leaves out rows ``r`` that are marked already."""
     if raw.target.deletes != "mark":
         return sql.SQL("")

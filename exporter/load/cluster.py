@@ -85,11 +85,19 @@ class Cluster(Team):
         running: set[Future] = set()
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         source.execute("set local idle_in_transaction_session_timeout = 0")
-        heard = time.monotonic()
+        used = time.monotonic()
         try:
             while True:
                 for part in self._next_parts(parts, running):
-                    future = self._submit(first, part)
+                    future = self._client.submit(
+                        land_range,
+                        first,
+                        part,
+                        key=f"{first.key}-{first.run}-{part.number}",
+                        priority=-part.number,  # the others wait for the one that is next
+                        retries=_RETRIES,
+                        pure=False,
+                    )
                     running.add(future)
                     future.add_done_callback(done.put)
                 if not running:
@@ -103,8 +111,8 @@ class Cluster(Team):
                     tally.landed(landed)
                 if self.stop:
                     raise self.stop
-                if time.monotonic() > heard + _KEEPALIVE:
-                    heard = time.monotonic()
+                if time.monotonic() > used + _KEEPALIVE:
+                    used = time.monotonic()
                     source.execute("select")
                     destination.execute("select")
         finally:
@@ -121,17 +129,6 @@ class Cluster(Team):
                 self._free.release()
                 return
             yield part
-
-    def _submit(self, first: FirstLoad, part: Range) -> Future:
-        return self._client.submit(
-            land_range,
-            first,
-            part,
-            key=f"{first.key}-{first.run}-{part.number}",
-            priority=-part.number,  # the others wait for the one that is next
-            retries=_RETRIES,
-            pure=False,
-        )
 
     def _count_threads(self) -> int:
         """Return how many ranges the workers can serve at once, now and then counted anew."""

@@ -1,4 +1,4 @@
-"""A destination on Citus: raw tables in shards, which only some statements can reach."""
+"""A destination on Citus: distributed raw tables, which only some statements can reach."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
 from exporter.wire import AHEAD, Block, Connection, field, pour
 
-_ORDINAL = sql.Identifier("_exporter_row")
 _SAVEPOINT = "savepoint staged"  # on an error staging stays
 # The key's index has to be visited for every row in any case.
 _BY_INDEX = (
@@ -31,6 +30,8 @@ class Staging:
         self._destination = destination
         self._raw = raw
         self._stream = stream
+        names = raw.target.conflict_columns or (stream[0].name,)
+        self._key = {one.name: place for place, one in enumerate(stream) if one.name in names}
         self._made = False
         self._late = True  # some row of the batch may not be beyond the stored position
         self._sent: deque[tuple[int, bytes | str]] = deque()  # rows before it; a block or a key
@@ -39,16 +40,15 @@ class Staging:
         if self._made:
             return
         raw = self._raw
-        hidden = [
+        not_in_raw = [
             sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
             for column in self._stream[len(raw.columns) :]
         ]
-        names = [sql.Identifier(column.name) for column in raw.columns]
         self._destination.execute("drop table if exists pg_temp._exporter_staging")
         self._destination.execute(
             sql.SQL(
                 "create temp table {} on commit delete rows as select {} from {} with no data"
-            ).format(STAGING, sql.SQL(", ").join([*names, *hidden]), raw.name)
+            ).format(STAGING, sql.SQL(", ").join([*raw.names, *not_in_raw]), raw.name)
         )
         self._made = True
 
@@ -86,7 +86,7 @@ class Staging:
         whole = lands is Lands.WHOLE
         if whole and raw.key:
             destination.execute(sql.SQL("analyze {}").format(STAGING))
-        destination.execute(_SAVEPOINT if whole or raw.in_shards else f"{_SAVEPOINT}; {_BY_INDEX}")
+        destination.execute(_SAVEPOINT if whole or raw.on_citus else f"{_SAVEPOINT}; {_BY_INDEX}")
         try:
             counts = [
                 destination.execute(statement).rowcount
@@ -98,13 +98,8 @@ class Staging:
         gone = counts.pop(0) if whole else 0
         return sum(counts), gone
 
-    def _place(self, column: Column) -> int:
-        return [one.name for one in self._stream].index(column.name)
-
     def _key_of(self, row: bytes) -> str:
-        names = self._raw.target.conflict_columns or [self._stream[0].name]
-        columns = [column for column in self._stream if column.name in names]
-        return ", ".join(f"{c.name}={field(row, self._place(c))}" for c in columns)
+        return ", ".join(f"{name}={field(row, place)}" for name, place in self._key.items())
 
     def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
         found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
@@ -118,13 +113,12 @@ class Staging:
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
         """Find the row by halving what is staged: the message does not name it by its key."""
         destination = self._destination
-        names = self._raw.target.conflict_columns or (self._stream[0].name,)
         with destination.transaction(force_rollback=True):
             destination.execute(
                 sql.SQL(
-                    "create temp table _exporter_suspects as select *, row_number() over () as {}"
-                    " from {}"
-                ).format(_ORDINAL, STAGING)
+                    "create temp table _exporter_suspects as"
+                    " select *, row_number() over () as _exporter_row from {}"
+                ).format(STAGING)
             )
             count = destination.execute("select count(*) from _exporter_suspects").fetchone()
             low, high = 1, int(count[0]) if count else 1
@@ -135,12 +129,13 @@ class Staging:
                 else:
                     low = middle + 1
             row = destination.execute(
-                sql.SQL("select concat_ws(', ', {}) from _exporter_suspects where {} = %s").format(
+                sql.SQL(
+                    "select concat_ws(', ', {}) from _exporter_suspects where _exporter_row = %s"
+                ).format(
                     sql.SQL(", ").join(
                         sql.SQL("{} || '=' || {}::text").format(sql.Literal(n), sql.Identifier(n))
-                        for n in names
-                    ),
-                    _ORDINAL,
+                        for n in self._key
+                    )
                 ),
                 (low,),
             ).fetchone()
@@ -155,8 +150,8 @@ class Staging:
                 destination.execute(
                     sql.SQL(
                         "insert into {} select {} from _exporter_suspects"
-                        " where {} between %s and %s"
-                    ).format(STAGING, names, _ORDINAL),
+                        " where _exporter_row between %s and %s"
+                    ).format(STAGING, names),
                     (low, high),
                 )
                 destination.execute(landing(self._raw, Lands.ANY, "2000-01-01", [])[0])

@@ -11,20 +11,10 @@ import psycopg
 from exporter.wire import Connection
 
 TEXTS = ("text", "text[]")
-# Their values point into one server's catalog, or have no input form.
+# Their values mean something within one server alone, or have no input form. So do those of the
+# types whose names begin with reg, which are ids in the catalog.
 _TEXT_ONLY = frozenset(
     [
-        "regclass",
-        "regcollation",
-        "regconfig",
-        "regdictionary",
-        "regnamespace",
-        "regoper",
-        "regoperator",
-        "regproc",
-        "regprocedure",
-        "regrole",
-        "regtype",
         "aclitem",
         "pg_node_tree",
         "pg_ndistinct",
@@ -65,10 +55,12 @@ class Kind(NamedTuple):
     @property
     def kept(self) -> bool:
         """Whether raw may have the type itself, if the destination knows it."""
+        built_in = self.oid < _FIRST_UNSTABLE_OID
         return (
-            (self.oid < _FIRST_UNSTABLE_OID or self.extension is not None)
+            (built_in or self.extension is not None)
             and self.typtype in ("b", "r", "m")
             and self.name not in _TEXT_ONLY
+            and not (built_in and self.name.startswith("reg"))
             and not (self.nested_array and self.is_array)
         )
 

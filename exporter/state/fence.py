@@ -23,12 +23,6 @@ from exporter.wire import Connection
 
 Part = tuple[int, int, int]  # a range: its number, its first block, the block after its last one
 _PATIENCE = 20.0  # seconds for sessions to end
-_HOLDERS = (
-    "select pid from pg_locks where locktype = 'advisory' and objsubid = 2 and granted"
-    " and database = (select oid from pg_database where datname = current_database())"
-    " and classid = %(definition)s::oid and pid <> pg_backend_pid()"
-    " and (%(range)s::int is null or objid = %(range)s::int::oid)"
-)
 
 
 def close(destination: Connection, target: Destination) -> None:
@@ -44,13 +38,16 @@ def close(destination: Connection, target: Destination) -> None:
 
 def end_sessions(destination: Connection, target: Destination, part: int | None = None) -> None:
     """End the sessions that hold a range, or any of the definition. Raises DatabaseError."""
-    asked = {"definition": position.lock_number(target) >> 32, "range": part}
+    statement = (
+        "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory'"
+        " and objsubid = 2 and granted and pid <> pg_backend_pid() and classid = %s::oid"
+        " and database = (select oid from pg_database where datname = current_database())"
+        " and objid = coalesce(%s::int::oid, objid)"
+    )
+    lock = (position.lock_number(target) >> 32, part)
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
-        found = destination.execute(
-            f"select count(pg_terminate_backend(pid)) from ({_HOLDERS}) h",  # noqa: S608
-            asked,
-        ).fetchone()
+        found = destination.execute(statement, lock).fetchone()
         if not found or not found[0]:
             return
         time.sleep(0.05)

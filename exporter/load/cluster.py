@@ -42,14 +42,16 @@ _CHECK_EVERY = 50  # waits: the process that has the lock may be gone, and nobod
 
 
 class Cluster(Team):
-    """Workers elsewhere. ``most`` bounds the sessions on each database, ours included."""
+    """Workers elsewhere. ``max_connections`` bounds sessions on each database, ours included."""
 
     ranges_only = True
 
-    def __init__(self, address: str, console: Console, jobs: int | None, most: int | None) -> None:
+    def __init__(
+        self, address: str, console: Console, jobs: int | None, max_connections: int | None
+    ) -> None:
         self._client = connect_to(address)
         self._console = console
-        self._free = threading.Semaphore(most or 2**31)
+        self._free_sessions = threading.Semaphore(max_connections or 2**31)
         self._one_first_load = threading.Lock()  # each takes all the workers there are
         self._threads, self._counted = 1, 0.0
         super().__init__(jobs or min(self._count_threads(), _AT_ONCE))
@@ -67,11 +69,11 @@ class Cluster(Team):
                 with (
                     contextlib.suppress(NotByRanges),
                     self._one_first_load,
-                    self._free,
+                    self._free_sessions,
                     Sessions() as sessions,  # not the thread's: those that it keeps are not counted
                 ):
                     return load(definition, self._console, sessions, crew=crew)
-            with self._free:
+            with self._free_sessions:
                 return self._elsewhere(definition, load)
 
         with self._client:
@@ -81,7 +83,7 @@ class Cluster(Team):
         self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
     ) -> None:
         """Have the ranges landed, so many in flight as twice the workers' threads."""
-        parts = first.blocks.ranges()
+        parts, key = first.blocks.ranges(), first.raw.target.key
         running: set[Future] = set()
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         source.execute("set local idle_in_transaction_session_timeout = 0")
@@ -93,7 +95,7 @@ class Cluster(Team):
                         land_range,
                         first,
                         part,
-                        key=f"{first.key}-{first.run}-{part.number}",
+                        key=f"{key}-{first.run}-{part.number}",
                         priority=-part.number,  # the others wait for the one that is next
                         retries=_RETRIES,
                         pure=False,
@@ -105,8 +107,8 @@ class Cluster(Team):
                 with contextlib.suppress(queue.Empty):
                     future = done.get(timeout=_POLL)
                     running.remove(future)
-                    self._free.release()
-                    landed = value_of(future, first.key)
+                    self._free_sessions.release()
+                    landed = value_of(future, key)
                     tally.read(landed.rows, landed.size)
                     tally.landed(landed)
                 if self.stop:
@@ -117,16 +119,16 @@ class Cluster(Team):
                     destination.execute("select")
         finally:
             self._client.cancel(list(running))
-            self._free.release(len(running)) if running else None
+            self._free_sessions.release(len(running)) if running else None
 
     def _next_parts(self, parts: Iterator[Range], running: set[Future]) -> Iterator[Range]:
         """Yield the ranges to be handed out now; wait only for the first one's sessions."""
         while len(running) < AHEAD * self._count_threads():
-            if not self._free.acquire(blocking=not running):
+            if not self._free_sessions.acquire(blocking=not running):
                 return
             part = next(parts, None)
             if part is None:
-                self._free.release()
+                self._free_sessions.release()
                 return
             yield part
 

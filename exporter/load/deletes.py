@@ -83,15 +83,12 @@ def _refuse_more(key: str, extra: int, rows: int, max_percent: float, command: s
 
 def _delete(transfer: Transfer, both: Comparison, stamp: str) -> None:
     """Mark or remove the rows that ``compare.classify`` found to be extra."""
-    raw = transfer.raw
     comma = sql.SQL(", ")
-    done = transfer.attempt.destination.execute(
-        statements.mark_or_delete(raw, stamp)
-        + sql.SQL(" where ({}) in (select {} from {} where kind = 'extra')").format(
-            comma.join(sql.Identifier("r", key.name) for key in both.raw.keys),
-            comma.join(key_names(both.raw.keys)),
-            compare.DIFFERENCES,
-        )
-        + statements.not_marked(raw)
+    extra = sql.SQL("({}) in (select {} from {} where kind = 'extra')").format(
+        comma.join(sql.Identifier("r", key.name) for key in both.raw.keys),
+        comma.join(key_names(both.raw.keys)),
+        compare.DIFFERENCES,
     )
-    transfer.attempt.result.totals.rows_deleted += done.rowcount
+    statement = statements.mark_or_delete(transfer.raw, extra, stamp)
+    deleted = transfer.attempt.destination.execute(statement).rowcount
+    transfer.attempt.result.totals.rows_deleted += deleted

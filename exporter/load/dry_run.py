@@ -90,25 +90,22 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
             destination.execute("set default_transaction_read_only = on")
             result = Result(definition.key)
             attempt = Attempt(definition, core, destination, result, say, lambda *_: None)
-            return _rehearsed(attempt, wanted)
+            target = definition.destination
+            known = state.tables_exist(destination)
+            stored = state.read(destination, target) if known else State()
+            before = state.remembered_columns(destination, target) if known else None
+            reader = reader_of(definition, core)
+            with reader.opened(stored, destination) as table:
+                planned = raw_table.plan(destination, target, table, before)
+                for text in (*(change.said for change in planned.changes), *planned.notices):
+                    say(text)
+                empty = planned.creation is not None or raw_table.is_empty(destination, planned.raw)
+                empty = empty and stored.cursor is None
+                plan = reader.plan(planned.raw, wanted, empty=empty)
+                tell_plan(attempt, plan, stored)
+                return _described(attempt, table, planned, plan, stored)
     except psycopg.Error as error:
         raise DatabaseError(f"{definition.key}: {first_line(error)}") from None
-
-
-def _rehearsed(attempt: Attempt, wanted: Wanted) -> Rehearsal:
-    destination, target = attempt.destination, attempt.definition.destination
-    known = state.tables_exist(destination)
-    stored = state.read(destination, target) if known else State()
-    before = state.remembered_columns(destination, target) if known else None
-    reader = reader_of(attempt.definition, attempt.source)
-    with reader.opened(stored, destination) as table:
-        planned = raw_table.plan(destination, target, table, before)
-        for text in (*(change.said for change in planned.changes), *planned.notices):
-            attempt.say(text)
-        empty = stored.cursor is None and raw_table.is_empty(destination, planned.raw)
-        plan = reader.plan(planned.raw, wanted, empty=empty)
-        tell_plan(attempt, plan, stored)
-        return _described(attempt, table, planned, plan, stored)
 
 
 def _described(

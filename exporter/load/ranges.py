@@ -46,11 +46,6 @@ class FirstLoad(NamedTuple):
     run_id: int
     snapshot: str | None  # exported by the session that holds it open
 
-    @property
-    def key(self) -> str:
-        """The definition's key."""
-        return self.raw.target.key
-
     def stamp_of(self, part: Range) -> str:
         """Return the ``_exported_at`` of a range's rows: later than that of the range before it."""
         return state.later(self.stamp, part.number)
@@ -193,7 +188,7 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
         source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
         raise DatabaseError(
-            f"{first.key}: the snapshot of this first load is gone",
+            f"{first.raw.target.key}: the snapshot of this first load is gone",
             hint="DATABASE_URL_CORE must name the same server for all who share a load",
         ) from None
     yield

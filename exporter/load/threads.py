@@ -153,7 +153,7 @@ class Team(Crew):
             ):
                 shared.land(source, destination)
         except DatabaseError:  # no session, or no snapshot any more: the others go on without
-            shared.alone = True
+            shared.refuses_help = True
         except BaseException as error:  # noqa: BLE001  raised by the load whose ranges they are
             shared.fail(error)
         finally:
@@ -168,7 +168,7 @@ class _SharedLoad:
     def __init__(self, first: FirstLoad, tally: Tally, change: threading.Condition) -> None:
         self.first = first
         self.helpers = 0
-        self.alone = False  # no thread can help any more
+        self.refuses_help = False  # nobody else gets sessions, or its snapshot
         self.error: BaseException | None = None
         self._tally = tally
         self._left = deque(first.blocks.ranges())
@@ -176,7 +176,7 @@ class _SharedLoad:
 
     def takes_help(self) -> bool:
         """Whether there is work for one more thread."""
-        return len(self._left) > 1 and not self.alone and self.error is None
+        return len(self._left) > 1 and not self.refuses_help and self.error is None
 
     def land(self, source: Connection, destination: Connection) -> None:
         """Land ranges on these sessions as long as there are any. Raises what it met."""

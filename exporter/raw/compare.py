@@ -56,7 +56,7 @@ class Difference(NamedTuple):
     """A row that is not the same on both sides, by its key. ``columns`` are those that differ."""
 
     kind: str
-    row: dict[str, str | None]
+    key: dict[str, str | None]
     columns: tuple[str, ...] = ()
 
 

@@ -37,8 +37,6 @@ class Staging:
         self._sent: deque[tuple[int, bytes | str]] = deque()  # rows before it; a block or a key
 
     def _make(self) -> None:
-        if self._made:
-            return
         raw = self._raw
         not_in_raw = [
             sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
@@ -54,7 +52,8 @@ class Staging:
 
     def fill(self, blocks: Iterable[Block], batch: int) -> tuple[int, int]:
         """Copy a batch of text blocks; return rows and bytes. Raises RowError."""
-        self._make()
+        if not self._made:
+            self._make()
         names = [sql.Identifier(column.name) for column in self._stream]
         statement = sql.SQL("copy {} ({}) from stdin").format(STAGING, sql.SQL(", ").join(names))
         try:

@@ -44,31 +44,25 @@ def _remove_absent(raw: RawTable, stamp: str) -> sql.Composed:
     else:
         same = _same_key(raw, "s", "r")
         absent = sql.SQL("not exists (select from {} s where {})").format(STAGING, same)
-    return mark_or_delete(raw, stamp) + sql.SQL(" where {}").format(absent) + not_marked(raw)
+    return mark_or_delete(raw, absent, stamp)
 
 
-def mark_or_delete(raw: RawTable, stamp: str) -> sql.Composed:
-    """Return the statement for rows ``r`` that are gone at the source, without its condition.
+def mark_or_delete(raw: RawTable, gone: sql.Composable, stamp: str) -> sql.Composed:
+    """Return the statement for rows ``r`` that are gone at the source, by a condition.
 
-    They are marked, so that models see it, or removed.
+    They are marked, so that models see it, or removed. A row that is marked already stays as it is.
     """
     if raw.target.deletes != "mark":
-        return sql.SQL("delete from {} r").format(raw.name)
-    names = [DELETED, STAMP] if raw.stamped else [DELETED]
-    return sql.SQL("update {} r set {}").format(
+        return sql.SQL("delete from {} r where {}").format(raw.name, gone)
+    names = [sql.Identifier(name) for name in (DELETED, *([STAMP] if raw.stamped else []))]
+    return sql.SQL("update {} r set {} where {} and r.{} is null").format(
         raw.name,
         _COMMA.join(
-            sql.SQL("{} = {}::timestamptz").format(sql.Identifier(name), sql.Literal(stamp))
-            for name in names
+            sql.SQL("{} = {}::timestamptz").format(name, sql.Literal(stamp)) for name in names
         ),
+        gone,
+        names[0],
     )
-
-
-def not_marked(raw: RawTable) -> sql.Composable:
-    """Return the condition that leaves out rows ``r`` that are marked already."""
-    if raw.target.deletes != "mark":
-        return sql.SQL("")
-    return sql.SQL(" and r.{} is null").format(sql.Identifier(DELETED))
 
 
 def _same_key(raw: RawTable, left: str, right: str) -> sql.Composable:
@@ -120,21 +114,18 @@ def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
 
 def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed:
     """Return the statement for rows beyond the stored position: one look-up each."""
+    differs = _differs(raw, "excluded", "d")
+    if (
+        raw.exact and order[0] in raw.columns
+    ):  # of most rows the cursor alone tells it, at less cost
+        cursor = sql.Identifier(order[0].name)
+        differs = sql.SQL("excluded.{0} is distinct from d.{0} or {1}").format(cursor, differs)
     return (
         _insert(raw, stamp)
         + sql.SQL("{} s where s.{}").format(STAGING, sql.Identifier(BEYOND.name))
         + _update(raw)
-        + sql.SQL(" where {}{}").format(_moved(raw, order), _differs(raw, "excluded", "d"))
+        + sql.SQL(" where {}").format(differs)
     )
-
-
-def _moved(raw: RawTable, order: Sequence[Column]) -> sql.Composable:
-    """Return what tells of most rows by the cursor alone, at less cost, that they differ."""
-    cursor = order[0]
-    if not raw.exact or cursor not in raw.columns:
-        return sql.SQL("")
-    name = sql.Identifier(cursor.name)
-    return sql.SQL("excluded.{} is distinct from d.{} or ").format(name, name)
 
 
 def _apply(

@@ -85,7 +85,7 @@ def prepare(
                 state.create_schema(destination, target.schema)
                 destination.execute(planned.creation)
                 if planned.raw.on_citus:
-                    destination.execute(citus.distribution(target))
+                    citus.distribute(destination, target)
             for change in planned.changes:
                 _change(destination, target, change.statement)
                 say(change.said)
@@ -205,12 +205,9 @@ def creation(target: Destination, columns: Iterable[Column], *, key: bool = Fals
 
 
 def is_empty(destination: Connection, raw: RawTable) -> bool:
-    """Tell whether the raw table has no row, or is not there yet."""
+    """Tell whether the raw table has no row."""
     statement = sql.SQL("select not exists (select 1 from {})").format(raw.name)
-    try:
-        row = destination.execute(statement).fetchone()
-    except psycopg.errors.UndefinedTable:
-        return True
+    row = destination.execute(statement).fetchone()
     return bool(row and row[0])
 
 

@@ -23,7 +23,7 @@ from exporter.state.position import (
     tables_exist,
     write,
 )
-from exporter.state.runs import Result, Totals, outcome, record, record_failure, take_counts
+from exporter.state.runs import Result, Totals, record, record_failure, take_counts
 
 __all__ = [
     "RUNS",
@@ -40,7 +40,6 @@ __all__ = [
     "is_beyond",
     "later",
     "lock",
-    "outcome",
     "read",
     "record",
     "record_failure",

@@ -1,4 +1,4 @@
-"""What a run did, and where it is told: a line, a JSON object, a row of ``_exporter_runs``."""
+"""What a run did, and how it is reported: a line, a JSON object, a row of ``_exporter_runs``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from psycopg import sql
 
-from exporter.errors import ExporterError, LockedError, StoppedError
+from exporter.errors import ExporterError
 from exporter.state.position import RUNS, Position, as_dict
 from exporter.wire import Connection
 
@@ -45,13 +45,6 @@ class Totals:
         return {name: getattr(self, name) for name in _COUNTS}
 
 
-def outcome(error: ExporterError) -> str:
-    """Return ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
-    if isinstance(error, StoppedError):
-        return "interrupted"
-    return "locked" if isinstance(error, LockedError) else "failed"
-
-
 @dataclass
 class Result:
     """How a load ended. ``command`` is what the record of runs calls it."""
@@ -68,8 +61,8 @@ class Result:
 
     @property
     def status(self) -> str:
-        """``ok``, or what ``outcome`` says of the error."""
-        return outcome(self.error) if self.error else "ok"
+        """``ok``, ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
+        return self.error.outcome if self.error else "ok"
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` and the log in JSON tell."""

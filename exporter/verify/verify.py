@@ -19,7 +19,6 @@ from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
 from exporter.source import Table, describe, find_table, reader_of
-from exporter.state import outcome
 from exporter.terminal import Console, signals
 from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
 
@@ -47,9 +46,9 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """``equal``, ``different``, ``repaired``, or what ``outcome`` says of the error."""
+        """``equal``, ``different``, ``repaired``, or the error's outcome."""
         if self.error is not None:
-            return outcome(self.error)
+            return self.error.outcome
         if not self.differs:
             return "equal"
         return "repaired" if self.repaired and not self.kept else "different"
@@ -62,10 +61,7 @@ class Verdict:
             "rows_source": self.sums.rows_source,
             "rows_raw": self.sums.rows_raw,
             **{kind.replace(" ", "_"): count for kind, count in self.counts.items()},
-            "rows": [
-                {"kind": one.kind, "key": one.row, "columns": list(one.columns)}
-                for one in self.rows
-            ],
+            "rows": [one._asdict() for one in self.rows],
             "landed": self.landed,
             "deleted": self.deleted,
             "seconds": round(self.seconds, 3),
@@ -86,7 +82,7 @@ class Verdict:
         for kind in compare.KINDS:
             named = [one for one in self.rows if one.kind == kind]
             for one in named:
-                key = ", ".join(f"{name}={value}" for name, value in one.row.items())
+                key = ", ".join(f"{name}={value}" for name, value in one.key.items())
                 columns = f": {', '.join(one.columns)}" if one.columns else ""
                 lines.append(f"  {kind:<9}  {key}{columns}")
             if named and self.counts[kind] > len(named):
@@ -101,19 +97,14 @@ class Verdict:
 def advice(definition: Definition, verdict: Verdict) -> str:
     """Return what to do about rows that differ."""
     command = f"exporter verify {definition.key} --repair"
-    counts = verdict.counts
+    counts, target = verdict.counts, definition.destination
     gone = verdict.kept or (0 if counts["missing"] or counts["different"] else counts["extra"])
-    if (
-        gone
-        and definition.destination.conflict_columns
-        and definition.destination.deletes == "ignore"
-    ):
+    if gone and target.conflict_columns and target.deletes == "ignore":
         return (
-            f"{gone:,} rows are gone at the source, and stay while"
-            f" exporter.deletes is ignore; set it to mark or remove ({definition.where}), then"
-            f" {command}"
+            f"{gone:,} rows are gone at the source, and stay while exporter.deletes is ignore;"
+            f" set it to mark or remove ({definition.where}), then {command}"
         )
-    if definition.destination.mode == "append":
+    if target.mode == "append":
         command = f"exporter load {definition.key} --full-refresh"
     return f"raw is not what the source is: {command} makes it so"
 
@@ -135,10 +126,9 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
         ):
             _compare(definition, source, destination, verdict, console)
 
+    say = functools.partial(console.say, key=definition.key)
     try:
-        with_retries(
-            attempt, lambda why: console.say(f"{why}; connecting again", key=definition.key)
-        )
+        with_retries(attempt, lambda why: say(f"{why}; connecting again"))
     except psycopg.Error as error:
         hint = None
         if isinstance(error, psycopg.errors.QueryCanceled):
@@ -150,16 +140,10 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
         verdict.error = signals.reason(stop, f"{definition.key}: interrupted")
     verdict.seconds = time.monotonic() - began
     if repair and verdict.differs and verdict.error is None:
+        after, command = _repairing(verdict, most), "verify --repair"
         with Sessions() as sessions:
-            done = load(
-                definition,
-                console,
-                sessions,
-                after=_repairing(verdict, most),
-                command="verify --repair",
-            )
-        verdict.error = done.error
-        verdict.repaired = done.error is None
+            verdict.error = load(definition, console, sessions, after=after, command=command).error
+        verdict.repaired = verdict.error is None
     return verdict
 
 

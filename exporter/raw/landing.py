@@ -112,47 +112,34 @@ class Staging:
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
         """Find the row by halving what is staged: the message does not name it by its key."""
         destination = self._destination
-        with destination.transaction(force_rollback=True):
-            destination.execute(
-                sql.SQL(
-                    "create temp table _exporter_suspects as"
-                    " select *, row_number() over () as _exporter_row from {}"
-                ).format(STAGING)
-            )
-            count = destination.execute("select count(*) from _exporter_suspects").fetchone()
-            low, high = 1, int(count[0]) if count else 1
-            while low < high:
-                middle = (low + high) // 2
-                if self._fails(low, middle):
-                    high = middle
-                else:
-                    low = middle + 1
-            row = destination.execute(
-                sql.SQL(
-                    "select concat_ws(', ', {}) from _exporter_suspects where _exporter_row = %s"
-                ).format(
-                    sql.SQL(", ").join(
-                        sql.SQL("{} || '=' || {}::text").format(sql.Literal(n), sql.Identifier(n))
-                        for n in self._key
-                    )
-                ),
-                (low,),
-            ).fetchone()
+        count = destination.execute(sql.SQL("select count(*) from {}").format(STAGING)).fetchone()
+        low, high = 0, count[0] - 1 if count else 0
+        while low < high:
+            middle = (low + high) // 2
+            if self._fails(low, middle):
+                high = middle
+            else:
+                low = middle + 1
+        key = sql.SQL(", ").join(
+            sql.SQL("{} || '=' || {}::text").format(sql.Literal(name), sql.Identifier(name))
+            for name in self._key
+        )
+        row = destination.execute(
+            sql.SQL("select concat_ws(', ', {}) from {} order by ctid offset %s limit 1").format(
+                key, STAGING
+            ),
+            (low,),
+        ).fetchone()
         return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
 
-    def _fails(self, low: int, high: int) -> bool:
+    def _fails(self, first: int, last: int) -> bool:
+        """Whether these of the staged rows, which lie in the order of COPY, are refused, too."""
         destination = self._destination
-        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in self._stream)
+        place = sql.SQL("(select ctid from {} order by ctid offset %s limit 1)").format(STAGING)
+        others = sql.SQL("delete from {0} where ctid < {1} or ctid > {1}").format(STAGING, place)
         try:
             with destination.transaction(force_rollback=True):
-                destination.execute(sql.SQL("delete from {}").format(STAGING))
-                destination.execute(
-                    sql.SQL(
-                        "insert into {} select {} from _exporter_suspects"
-                        " where _exporter_row between %s and %s"
-                    ).format(STAGING, names),
-                    (low, high),
-                )
+                destination.execute(others, (first, last))
                 destination.execute(landing(self._raw, Lands.ANY, "2000-01-01", [])[0])
         except psycopg.Error:
             return True

@@ -114,7 +114,11 @@ part (attnum, typid, typmod, is_array, depth) as (
 last as (select distinct on (attnum) * from part order by attnum, depth desc)
 select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
     format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
-    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod
+    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod,
+    case when t.oid::bigint >= %(unstable)s then (
+        select e.extname from pg_depend d join pg_extension e on e.oid = d.refobjid
+        where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+            and d.refclassid = 'pg_extension'::regclass) end
 from col c join last l on l.attnum = c.attnum join pg_type t on t.oid = l.typid
 order by c.attnum
 """
@@ -284,9 +288,8 @@ def _columns(
 ) -> tuple[Column, ...]:
     """Describe the columns of a table, and expressions whose names and types are given."""
     asked = {"oid": oid, "names": [*names], "types": [*types], "typmods": [*typmods]}
-    rows = source.execute(_COLUMNS, asked).fetchall()
-    extensions = raw_types.extensions(source, [row[6] for row in rows])
-    kinds = [raw_types.Kind(*(*row[4:], extensions.get(row[6]))) for row in rows]
+    rows = source.execute(_COLUMNS, asked | {"unstable": raw_types.FIRST_UNSTABLE_OID}).fetchall()
+    kinds = [raw_types.Kind(*row[4:]) for row in rows]
     ours = source.info.server_version
     theirs = destination.info.server_version if destination else ours
     known = raw_types.known(destination, kinds, ours)

@@ -58,6 +58,7 @@ class ExporterError(Exception):
     """What went wrong; ``hint`` says what to do next."""
 
     exit_status = 1
+    outcome = "failed"  # of a run, as its record has it
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -90,6 +91,7 @@ class LockedError(ExporterError):
     """Another run holds the lock of this definition."""
 
     exit_status = 3
+    outcome = "locked"
 
 
 class DatabaseError(ExporterError):
@@ -116,6 +118,7 @@ class StoppedError(ExporterError):
     """Ctrl-C. The batch that was under way is rolled back, those before it stay."""
 
     exit_status = 130
+    outcome = "interrupted"
 
 
 class TerminatedError(StoppedError):

@@ -2,12 +2,13 @@
 
 What is small, or no first load, goes to one worker as a whole. A large first load stays here in
 name: this process holds its lock and its snapshot, and hands out its ranges. Dask gives a range
-whose worker is lost to another one; that it lands once is seen to in ``exporter.fence``.
+whose worker is lost to another one; that it lands once is seen to in ``exporter.state.fence``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -18,12 +19,12 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition, Destination
-from exporter.errors import ClusterError, DatabaseError, ExporterError
+from exporter.errors import ClusterError, DatabaseError, ExporterError, LockedError
 from exporter.load import ranges
 from exporter.load.ranges import Crew, FirstLoad, Landed, NotByRanges, Tally
 from exporter.load.threads import Team
 from exporter.source import Range
-from exporter.state import Result, fence
+from exporter.state import Result
 from exporter.terminal import Console, signals
 from exporter.wire import Connection, Sessions, connect
 
@@ -34,21 +35,23 @@ LARGE = 8192  # blocks: 64 MB of a table are worth sharing
 AHEAD = 2  # tasks in flight for each thread of the workers: one is computed, one waits
 _AT_ONCE = 32  # definitions, unless -j says otherwise: each takes a thread here
 _RETRIES = 3  # of a range whose session broke; a lost worker does not count
-_LOOK = 0.5  # seconds between looks at whether all has to stop
-_ALIVE = 20.0  # seconds between signs of life on the two sessions that only wait
-_STEP = 0.02  # seconds between looks at whether it is a range's turn
-_SECEDE = 0.2  # seconds that a range waits for its turn before its thread takes another task
+_POLL = 0.5  # seconds between looks at whether all has to stop
+_KEEPALIVE = 20.0  # seconds between statements on the two sessions that only wait
+_SECEDE_AFTER = 10  # waits for a range's turn, before its thread takes another task
+_CHECK_EVERY = 50  # waits: the process that has the lock may be gone, and nobody else would say so
 
 
 class Cluster(Team):
-    """Workers elsewhere. ``most`` bounds the sessions on each database, ours included."""
+    """Workers elsewhere. ``max_connections`` bounds sessions on each database, ours included."""
 
     ranges_only = True
 
-    def __init__(self, address: str, console: Console, jobs: int | None, most: int | None) -> None:
+    def __init__(
+        self, address: str, console: Console, jobs: int | None, max_connections: int | None
+    ) -> None:
         self._client = connect_to(address)
         self._console = console
-        self._free = threading.Semaphore(most or 2**31)
+        self._free_sessions = threading.Semaphore(max_connections or 2**31)
         self._one_first_load = threading.Lock()  # each takes all the workers there are
         self._threads, self._counted = 1, 0.0
         super().__init__(jobs or min(self._count_threads(), _AT_ONCE))
@@ -66,11 +69,11 @@ class Cluster(Team):
                 with (
                     contextlib.suppress(NotByRanges),
                     self._one_first_load,
-                    self._free,
+                    self._free_sessions,
                     Sessions() as sessions,  # not the thread's: those that it keeps are not counted
                 ):
                     return load(definition, self._console, sessions, crew=crew)
-            with self._free:
+            with self._free_sessions:
                 return self._elsewhere(definition, load)
 
         with self._client:
@@ -80,55 +83,54 @@ class Cluster(Team):
         self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
     ) -> None:
         """Have the ranges landed, so many in flight as twice the workers' threads."""
-        parts = first.blocks.ranges()
+        parts, key = first.blocks.ranges(), first.raw.target.key
         running: set[Future] = set()
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         source.execute("set local idle_in_transaction_session_timeout = 0")
-        heard = time.monotonic()
+        used = time.monotonic()
         try:
             while True:
                 for part in self._next_parts(parts, running):
-                    future = self._submit(first, part)
+                    future = self._client.submit(
+                        land_range,
+                        first,
+                        part,
+                        key=f"{key}-{first.run}-{part.number}",
+                        priority=-part.number,  # the others wait for the one that is next
+                        retries=_RETRIES,
+                        pure=False,
+                    )
                     running.add(future)
                     future.add_done_callback(done.put)
                 if not running:
                     return
                 with contextlib.suppress(queue.Empty):
-                    future = done.get(timeout=_LOOK)
+                    future = done.get(timeout=_POLL)
                     running.remove(future)
-                    self._free.release()
-                    tally.landed(value_of(future, first.key), elsewhere=True)
+                    self._free_sessions.release()
+                    landed = value_of(future, key)
+                    tally.read(landed.rows, landed.size)
+                    tally.landed(landed)
                 if self.stop:
                     raise self.stop
-                if time.monotonic() > heard + _ALIVE:
-                    heard = time.monotonic()
+                if time.monotonic() > used + _KEEPALIVE:
+                    used = time.monotonic()
                     source.execute("select")
                     destination.execute("select")
         finally:
             self._client.cancel(list(running))
-            self._free.release(len(running)) if running else None
+            self._free_sessions.release(len(running)) if running else None
 
     def _next_parts(self, parts: Iterator[Range], running: set[Future]) -> Iterator[Range]:
         """Yield the ranges to be handed out now; wait only for the first one's sessions."""
         while len(running) < AHEAD * self._count_threads():
-            if not self._free.acquire(blocking=not running):
+            if not self._free_sessions.acquire(blocking=not running):
                 return
             part = next(parts, None)
             if part is None:
-                self._free.release()
+                self._free_sessions.release()
                 return
             yield part
-
-    def _submit(self, first: FirstLoad, part: Range) -> Future:
-        return self._client.submit(
-            land_range,
-            first,
-            part,
-            key=f"{first.key}-{first.run}-{part.number}",
-            priority=-part.number,  # the others wait for the one that is next
-            retries=_RETRIES,
-            pure=False,
-        )
 
     def _count_threads(self) -> int:
         """Return how many ranges the workers can serve at once, now and then counted anew."""
@@ -138,13 +140,10 @@ class Cluster(Team):
         return max(self._threads, 1)
 
     def _elsewhere(self, definition: Definition, load: Callable[..., Result]) -> Result:
-        done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        done = threading.Event()
         future = self._client.submit(load_whole, load, definition, pure=False)
-        future.add_done_callback(done.put)
-        while True:
-            with contextlib.suppress(queue.Empty):
-                done.get(timeout=_LOOK)
-                break
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_POLL):
             if self.stop:  # a worker that has begun goes on to the end of this load
                 future.cancel()
                 why = signals.reason(self.stop, f"{definition.key}: interrupted")
@@ -189,8 +188,10 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
             connect("DATABASE_URL_CORE") as source,
             ranges.shared_snapshot(source, first),
         ):
-            wait = _Waiting(destination, first.raw.target)
-            (landed,) = ranges.land(first, source, destination, iter([part]), lambda _: None, wait)
+            waits = _waits(destination, first.raw.target)
+            (landed,) = ranges.land(
+                first, source, destination, iter([part]), lambda *_: None, lambda: next(waits)
+            )
             return landed
     except DatabaseError:
         raise
@@ -198,28 +199,17 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
         return error
 
 
-class _Waiting:
-    """What a range does, called again and again, while it is another one's turn."""
+def _waits(destination: Connection, target: Destination) -> Iterator[None]:
+    """Wait in steps while it is another range's turn. Raises LockedError where none will come."""
+    from distributed import secede  # noqa: PLC0415  a worker has it already
 
-    def __init__(self, destination: Connection, target: Destination) -> None:
-        self._destination = destination
-        self._target = target
-        self._since: float | None = None
-        self._checked = 0.0
-
-    def __call__(self) -> None:
-        from distributed import secede  # noqa: PLC0415
-
-        now = time.monotonic()
-        if self._since is None:
-            self._since = self._checked = now
-        elif self._since and now > self._since + _SECEDE:
-            self._since = 0
+    for step in itertools.count(1):
+        time.sleep(ranges.POLL)
+        if step == _SECEDE_AFTER:
             secede()
-        if now > self._checked + 1:  # nobody else would end this, were that process gone
-            fence.check_holder(self._destination, self._target)
-            self._checked = now
-        time.sleep(_STEP)
+        if step % _CHECK_EVERY == 0 and state.holder(destination, target) is None:
+            raise LockedError(f"{target.key}: the load whose ranges these are has ended")
+        yield
 
 
 def connect_to(address: str) -> Client:

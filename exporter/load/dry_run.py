@@ -11,84 +11,68 @@ from psycopg import sql
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError
-from exporter.load import worth
 from exporter.load.one import tell_plan
 from exporter.load.transfer import Attempt
 from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
-from exporter.source import NEW, Plan, Table, Wanted, reader_of
+from exporter.source import Plan, Table, Wanted, reader_of
 from exporter.source.catalog import planned_rows
-from exporter.state import Binding, Result, State, Worth
+from exporter.state import Position, Result, State
 from exporter.terminal import Console
 from exporter.wire import connect, first_line
 
 
 class Rehearsal(NamedTuple):
-    """What a load would do now. Statements are given as they would run."""
+    """What a load would do now, as ``--json`` has it. Statements are given as they would run."""
 
-    definition: Definition
+    key: str
+    where: str
+    mode: str
+    batch_rows: int
     path: str
     how: str
-    stored: State
-    safe: str | None
+    cursor: Position | None
+    watermark: Position | None
     horizon: str
-    rows: int | None  # to be read, as the planner sees it
+    safe: str | None
+    rows_expected: int | None  # to be read, as the planner sees it
     rows_of_table: int | None
+    locked_by: str | None
     changes: list[str]  # statements for raw, before a row lands
     source: list[str]
     ranges: int  # times that the first query of ``source`` would run, with other blocks
     raw: list[str]  # statements that land a batch
-    holder: str | None  # who holds the lock now
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` prints."""
-        definition, stored = self.definition, self.stored
-        return {
-            "key": definition.key,
-            "where": definition.where,
-            "mode": definition.destination.mode,
-            "batch_rows": definition.batch_rows,
-            "path": self.path,
-            "how": self.how,
-            "cursor": state.as_dict(stored.cursor),
-            "watermark": state.as_dict(stored.watermark),
-            "horizon": self.horizon,
-            "safe": self.safe,
-            "rows_expected": self.rows,
-            "rows_of_table": self.rows_of_table,
-            "locked_by": self.holder,
-            "changes": self.changes,
-            "source": self.source,
-            "ranges": self.ranges,
-            "raw": self.raw,
-        }
+        cursor, watermark = state.as_dict(self.cursor), state.as_dict(self.watermark)
+        return self._asdict() | {"cursor": cursor, "watermark": watermark}
 
     def lines(self) -> list[str]:
         """Return the same for people; statements come whole, to be pasted."""
-        definition, stored = self.definition, self.stored
-        told = [
-            f"{definition.key}: {self.path}, {self.how}",
-            f"  definition  {definition.where}, {definition.destination.mode}, batches of"
-            f" {definition.batch_rows:,} rows",
-            f"  reads from  {stored.watermark or 'the start'}",
-            f"  has landed  {stored.cursor or 'nothing yet'}",
+        found = [
+            f"{self.key}: {self.path}, {self.how}",
+            f"  definition  {self.where}, {self.mode}, batches of {self.batch_rows:,} rows",
+            f"  reads from  {self.watermark or 'the start'}",
+            f"  has landed  {self.cursor or 'nothing yet'}",
             f"  open since  {self.horizon}: the oldest transaction at the source",
             f"  then from   {self.safe or 'the start'}: what the next load reads from",
-            f"  rows        {_rows(self.rows)} of {_rows(self.rows_of_table)}, as the planner sees"
-            " them",
+            f"  rows        {_rows(self.rows_expected)} of {_rows(self.rows_of_table)}, as the"
+            " planner sees them",
         ]
-        if self.holder:
-            told.append(f"  locked by   {self.holder}")
+        if self.locked_by:
+            found.append(f"  locked by   {self.locked_by}")
         again = f" ({self.ranges:,} times, with other blocks)" if self.ranges != 1 else ""
-        for title, lines in (
+        for title, group in (
             ("raw before", self.changes),
             (f"source{again}", self.source),
             ("raw", self.raw),
         ):
-            if lines:
-                told += [f"  {title}:", *(textwrap.indent(f"{one};", "    ") for one in lines)]
-        return told
+            if group:
+                texts = [textwrap.indent(f"{one};", "    ") for one in group]
+                found += [f"  {title}:", *texts]
+        return found
 
 
 def _rows(number: int | None) -> str:
@@ -104,47 +88,38 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
     try:
         with connect("DATABASE_URL_ANALYTICS") as destination, connect("DATABASE_URL_CORE") as core:
             destination.execute("set default_transaction_read_only = on")
-            return _rehearsed(
-                Attempt(definition, core, destination, Result(definition.key), say, _ignore), wanted
-            )
+            result = Result(definition.key)
+            attempt = Attempt(definition, core, destination, result, say, lambda *_: None)
+            target = definition.destination
+            known = state.tables_exist(destination)
+            stored = state.read(destination, target) if known else State()
+            before = state.remembered_columns(destination, target) if known else None
+            reader = reader_of(definition, core)
+            with reader.opened(stored, destination) as table:
+                if not wanted.full_refresh:
+                    worth.refuse_elsewhere(attempt, stored, reader)
+                planned = raw_table.plan(destination, target, table, before)
+                for text in (*(change.said for change in planned.changes), *planned.notices):
+                    say(text)
+                oid, empty = raw_table.oid_and_emptiness(destination, target)
+                if wanted == NEW:
+                    binding = Binding(reader.found, oid, reader.reading())
+                    stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
+                    wanted = wanted._replace(sweep=found is Worth.SWEEP)
+                plan = reader.plan(stored, planned.raw, wanted, empty=empty)
+                tell_plan(attempt, plan, stored)
+                return _described(attempt, table, planned, plan, stored)
     except psycopg.Error as error:
         raise DatabaseError(f"{definition.key}: {first_line(error)}") from None
-
-
-def _ignore(rows: int, size: int, total: float | None) -> None:
-    """No row is read, so there is no progress."""
-
-
-def _rehearsed(attempt: Attempt, wanted: Wanted) -> Rehearsal:
-    definition, destination = attempt.definition, attempt.destination
-    target = definition.destination
-    known = state.tables_exist(destination)
-    stored = state.read(destination, target) if known else State()
-    before = state.remembered_columns(destination, target) if known else None
-    reader = reader_of(definition, attempt.source)
-    with reader.opened(stored, destination) as table:
-        if not wanted.full_refresh:
-            worth.refuse_elsewhere(attempt, stored, reader)
-        planned = raw_table.plan(destination, target, table, before)
-        for text in (*(change.said for change in planned.changes), *planned.told):
-            attempt.say(text)
-        oid, empty = raw_table.oid_and_emptiness(destination, target)
-        if wanted == NEW:
-            binding = Binding(reader.found, oid, reader.reading())
-            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-            wanted = wanted._replace(sweep=found is Worth.SWEEP)
-        plan = reader.plan(stored, planned.raw, wanted, empty=empty)
-        tell_plan(attempt, plan, stored)
-        return _described(attempt, table, planned, plan, stored)
 
 
 def _described(
     attempt: Attempt, table: Table, planned: Preparation, plan: Plan, stored: State
 ) -> Rehearsal:
-    destination, source, blocks = attempt.destination, attempt.source, plan.blocks
+    definition, destination, source = attempt.definition, attempt.destination, attempt.source
+    blocks, stamp = plan.blocks, state.stamp(destination, stored)
     key = raw_table.key_statement(destination, planned.raw)
     changes = [planned.creation, *(change.statement for change in planned.changes), key]
-    stamp = state.stamp(destination, stored)
     queries: list[sql.Composable] = [plan.query] if plan.query is not None else []
     landed = statements.landing(planned.raw, plan.lands, stamp, plan.order)
     rows_of_table = round(table.rows) if table.rows >= 0 else None
@@ -152,17 +127,21 @@ def _described(
         queries.insert(0, blocks.query(blocks.first, stamp))
         landed = [statements.copy_statement(planned.raw)] if blocks.direct else landed
     return Rehearsal(
-        definition=attempt.definition,
+        key=definition.key,
+        where=definition.where,
+        mode=definition.destination.mode,
+        batch_rows=definition.batch_rows,
         path=plan.path,
         how=plan.how(),
-        stored=stored,
-        safe=plan.bound.value if plan.bound else None,
+        cursor=stored.cursor,
+        watermark=stored.watermark,
         horizon=plan.horizon.oldest_open if plan.horizon else "",
-        rows=rows_of_table if blocks else planned_rows(source, queries[0]),
+        safe=plan.bound.value if plan.bound else None,
+        rows_expected=rows_of_table if blocks else planned_rows(source, queries[0]),
         rows_of_table=rows_of_table,
+        locked_by=state.holder(destination, definition.destination),
         changes=[one.as_string(destination) for one in changes if one],
         source=[one.as_string(source) for one in queries],
         ranges=blocks.total if blocks else 1,
         raw=[one.as_string(destination) for one in landed],
-        holder=state.holder(destination, attempt.definition.destination),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def land_blocks(transfer: Transfer, blocks: Blocks, crew: Crew | None) -> None:
     """Land all ranges of the blocks. Raises psycopg.Error, ExporterError."""
     attempt, raw = transfer.attempt, transfer.raw
-    crew = crew or ranges.ALONE
+    crew = crew or ranges.Crew()
     run = os.urandom(8).hex()
     with attempt.destination.transaction():  # has no row yet: need not be on disk
         attempt.destination.execute("set local synchronous_commit = off")
@@ -33,7 +33,7 @@ def land_blocks(transfer: Transfer, blocks: Blocks, crew: Crew | None) -> None:
         snapshot=_exported(attempt.source) if crew.shares else None,
     )
     attempt.tell_query(first.query(blocks.first), blocks.total)
-    tally = ranges.Tally(blocks, attempt.result, attempt.progress)
+    tally = ranges.Tally(blocks, attempt.result.totals, attempt.progress)
     crew.land(first, attempt.source, attempt.destination, tally)
     if crew.shares:
         fence.end_sessions(attempt.destination, raw.target)  # of attempts that others overtook

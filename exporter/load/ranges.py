@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from exporter import state
 from exporter.errors import DatabaseError
-from exporter.raw import RawTable, landing
+from exporter.raw import RawTable
+from exporter.raw.landing import Staging
+from exporter.raw.statements import copy_statement
 from exporter.source import Blocks, Column, Lands, Range
-from exporter.state import Result, fence
+from exporter.state import Totals, fence
 from exporter.terminal import Progress
-from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch
+from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch, pour
 
-Passed = Callable[[Block], None]
+POLL = 0.02  # seconds between looks at whether it is a range's turn
 
 
 class Landed(NamedTuple):
@@ -43,11 +46,6 @@ class FirstLoad(NamedTuple):
     run_id: int
     snapshot: str | None  # exported by the session that holds it open
 
-    @property
-    def key(self) -> str:
-        """The definition's key."""
-        return self.raw.target.key
-
     def stamp_of(self, part: Range) -> str:
         """Return the ``_exported_at`` of a range's rows: later than that of the range before it."""
         return state.later(self.stamp, part.number)
@@ -62,13 +60,14 @@ def land(
     source: Connection,
     destination: Connection,
     parts: Iterator[Range],
-    passed: Passed,
+    count: Callable[[int, int], None],
     wait: Callable[[], None],
 ) -> Iterator[Landed]:
     """Land ranges, each in a transaction with its record. Raises psycopg.Error, ExporterError.
 
-    The source's transaction must show the first load's snapshot. ``passed`` is told of each block,
-    ``wait`` called again and again while it is another range's turn; it may raise to give up.
+    The source's transaction must show the first load's snapshot. ``count`` gets the rows and bytes
+    of each block that is read, in another thread; ``wait`` is called again and again while it is
+    another range's turn, and may raise to give up.
     """
     taken: deque[Range] = deque()
 
@@ -78,58 +77,44 @@ def land(
             ended = False
             for block in copy_out(source, first.query(part), binary=first.blocks.direct):
                 ended = block is END_OF_BATCH
+                count(block.rows, len(block.data))
                 yield block
                 del block
             if not ended:
                 yield END_OF_BATCH  # an empty range is progress, too
 
-    staging = landing.Staging(destination, first.raw, first.stream)
+    staging = Staging(destination, first.raw, first.stream)
     ahead = ReadAhead(produce)
     try:
         stream = iter(ahead)
         while ahead.more():
-            blocks = _passing(one_batch(stream), passed)
-            yield _land(first, taken.popleft(), destination, staging, blocks, wait)
+            yield _land(first, taken.popleft(), destination, staging, one_batch(stream), wait)
     finally:
         ahead.stop(source)
-
-
-def _passing(blocks: Iterator[Block], passed: Passed) -> Iterator[Block]:
-    for block in blocks:
-        passed(block)
-        yield block
-        del block
 
 
 def _land(
     first: FirstLoad,
     part: Range,
     destination: Connection,
-    staging: landing.Staging,
+    staging: Staging,
     blocks: Iterator[Block],
     wait: Callable[[], None],
 ) -> Landed:
-    stamp = first.stamp_of(part)
+    target, stamp = first.raw.target, first.stamp_of(part)
     with destination.transaction():
-        if not fence.hold(destination, first.raw.target, first.run, part.number, part.end):
+        if not fence.hold(destination, target, first.run, part):
             for _ in blocks:  # what has been read of it is in the way of the next one
                 pass
             raise psycopg.Rollback
         if first.blocks.direct:
-            rows, size = landing.copy_direct(destination, first.raw, blocks)
+            rows, size = pour(destination, copy_statement(first.raw), blocks)
             written = rows
         else:
             rows, size = staging.fill(blocks, part.number + 1)
             written, _ = staging.apply(Lands.ANY, stamp, part.number + 1, [])
-        if not fence.advance(
-            destination,
-            first.raw.target,
-            first.run,
-            (part.first, part.end),
-            stamp,
-            (first.run_id, rows, written, size),
-            wait,
-        ):
+        counts = (first.run_id, rows, written, size)
+        if not fence.advance(destination, target, first.run, part, stamp, counts, wait):
             raise psycopg.Rollback
         return Landed(part, rows, written, size)
     return Landed(part)
@@ -139,90 +124,57 @@ class NotByRanges(Exception):  # noqa: N818  no error: somebody else is to load 
     """Nothing was read: this load is none by ranges, and its crew does nothing else."""
 
 
-class Crew(Protocol):
-    """Who lands the ranges of a first load."""
+class Crew:
+    """Who lands the ranges of a first load: here the load itself, on its own sessions."""
 
-    shares: bool  # sessions other than the load's own read, too
-    ranges_only: bool  # other loads are refused by NotByRanges
-
-    def watching(self, *sessions: Connection) -> contextlib.AbstractContextManager[None]:
-        """Let a load that uses these sessions be stopped. Raises KeyboardInterrupt."""
-
-    def land(
-        self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
-    ) -> None:
-        """Land them all. Raises psycopg.Error, ExporterError."""
-
-
-class Alone:
-    """The load itself, on its own sessions."""
-
-    shares = False
-    ranges_only = False
+    shares = False  # sessions other than the load's own read, too
+    ranges_only = False  # other loads are refused by NotByRanges
 
     def watching(self, *_: Connection) -> contextlib.AbstractContextManager[None]:
-        """Ctrl-C reaches the load by itself."""
+        """Let a load that uses these sessions be stopped. Raises KeyboardInterrupt.
+
+        One that is alone is stopped by Ctrl-C itself.
+        """
         return contextlib.nullcontext()
 
     def land(
         self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
     ) -> None:
-        """Land one range after the other."""
-        for one in land(
-            first,
-            source,
-            destination,
-            first.blocks.ranges(),
-            tally.passed,
-            lambda: time.sleep(0.01),
-        ):
-            tally.landed(one)
-
-
-def _pause() -> None:
-    time.sleep(0.01)
-
-
-ALONE = Alone()
+        """Land all ranges. Raises psycopg.Error, ExporterError."""
+        parts, wait = first.blocks.ranges(), functools.partial(time.sleep, POLL)
+        for landed in land(first, source, destination, parts, tally.read, wait):
+            tally.landed(landed)
 
 
 class Tally:
     """Counts what all who land ranges of a first load have done. Safe to call from threads."""
 
-    def __init__(self, blocks: Blocks, result: Result, progress: Progress) -> None:
-        rows = blocks.table.rows
+    def __init__(self, blocks: Blocks, totals: Totals, progress: Progress) -> None:
+        rows, whole = blocks.table.rows, blocks.begin == 0
+        self._expected: float | None = rows if whole and rows > 0 else None
+        self._estimates = whole and rows <= 0  # the table was never analyzed
         self._blocks = blocks
-        self._result = result
+        self._totals = totals
         self._progress = progress
-        self._known = rows > 0 and blocks.begin == 0
-        self._expected: float | None = rows if self._known else None
-        self._rows, self._size = result.totals.rows_read, result.totals.bytes
+        self._rows, self._size = totals.rows_read, totals.bytes
         self._before = self._rows
         self._lock = threading.Lock()
         progress(self._rows, self._size, self._expected)
 
-    def passed(self, block: Block) -> None:
-        """Count a block that is on its way."""
-        self._count(block.rows, len(block.data))
-
-    def _count(self, rows: int, size: int) -> None:
+    def read(self, rows: int, size: int) -> None:
+        """Count what is on its way."""
         with self._lock:
             self._rows += rows
             self._size += size
             self._progress(self._rows, self._size, self._expected)
 
-    def landed(self, one: Landed, *, elsewhere: bool = False) -> None:
-        """Count a range that is committed; of one from ``elsewhere``, no block has passed here."""
-        if elsewhere:
-            self._count(one.rows, one.size)
-        blocks, totals = self._blocks, self._result.totals
+    def landed(self, one: Landed) -> None:
+        """Count a range that is committed."""
         with self._lock:
-            totals.add(one.rows, one.written, one.size)
-            if not self._known and blocks.begin == 0:
-                # Never analyzed: the rest is taken to be like what has been read.
-                read = totals.rows_read - self._before
-                done = (one.part.end - blocks.begin) / (blocks.end - blocks.begin)
-                self._expected = read / done
+            self._totals.add(one.rows, one.written, one.size)
+            if self._estimates:  # the rest is taken to be like what has been read
+                read = self._totals.rows_read - self._before
+                self._expected = read * self._blocks.end / one.part.end
 
 
 @contextlib.contextmanager
@@ -236,7 +188,7 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
         source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
         raise DatabaseError(
-            f"{first.key}: the snapshot of this first load is gone",
+            f"{first.raw.target.key}: the snapshot of this first load is gone",
             hint="DATABASE_URL_CORE must name the same server for all who share a load",
         ) from None
     yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 
@@ -17,34 +17,33 @@ from exporter.wire import connect
 
 
 def side_by_side(
-    definitions: Iterable[Definition],
+    definitions: list[Definition],
     load: Callable[..., Result],
     console: Console,
     jobs: int | None,
-    most: int | None,
+    max_connections: int | None,
     scheduler: str | None,
 ) -> Iterator[Result]:
     """Load so many definitions at once, the largest first; yield results as they come.
 
-    ``load`` has yet to get a definition, a console, sessions and a crew. ``most`` bounds the
-    sessions on each database, ``scheduler`` is the address of a Dask cluster that is to do it.
+    ``load`` has yet to get a definition, a console, sessions and a crew. ``max_connections`` bounds
+    the sessions on each database, ``scheduler`` is the address of a Dask cluster that is to do it.
     """
-    chosen = list(definitions)
-    blocks = {definition.key: 0 for definition in chosen}
-    if len(chosen) > 1 or scheduler:  # each load tells by itself what is wrong with the source
+    blocks = {definition.key: 0 for definition in definitions}
+    if len(definitions) > 1 or scheduler:  # each load tells by itself what is wrong with the source
         with (
             contextlib.suppress(DatabaseError, psycopg.Error),
             connect("DATABASE_URL_CORE") as core,
         ):
-            blocks.update(blocks_of(core, {one.key: one.source for one in chosen}))
-    chosen.sort(key=lambda definition: blocks[definition.key], reverse=True)
+            blocks.update(blocks_of(core, {one.key: one.source for one in definitions}))
+    chosen = sorted(definitions, key=lambda one: blocks[one.key], reverse=True)
     if scheduler:
         from exporter.load.cluster import Cluster, shared_keys  # noqa: PLC0415  imports Dask
 
         shared = shared_keys(chosen, blocks)
-        yield from Cluster(scheduler, console, jobs, most).load_all(chosen, load, shared)
+        yield from Cluster(scheduler, console, jobs, max_connections).load_all(chosen, load, shared)
         return
     jobs = jobs or 1
-    yield from Team(min(jobs, most or jobs)).run(
+    yield from Team(min(jobs, max_connections or jobs)).run(
         chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew)
     )

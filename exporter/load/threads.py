@@ -19,19 +19,16 @@ from exporter.source import Range
 from exporter.state import Result
 from exporter.wire import Connection, Sessions, Stopped, cancel
 
-LOOK = 0.02  # seconds between looks at whether it is a range's turn
 
-
-class Team:
+class Team(Crew):
     """Threads, each with one session on each database at most."""
 
     shares = True
-    ranges_only = False
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._waiting: deque[Definition] = deque()
-        self._shared: list[_Shared] = []
+        self._shared: list[_SharedLoad] = []
         self._unfinished = 0
         self._sessions: set[Connection] = set()
         self.stop: KeyboardInterrupt | None = None
@@ -53,8 +50,8 @@ class Team:
         def work() -> None:
             with Sessions() as sessions:
                 while (job := self._next_job()) is not None:
-                    if isinstance(job, _Shared):
-                        job.help(self, sessions)
+                    if isinstance(job, _SharedLoad):
+                        self._help(job, sessions)
                         continue
                     try:
                         done.put(load(job, sessions, self))
@@ -68,7 +65,7 @@ class Team:
             threading.Thread(target=work, daemon=True).start()
         while count:
             try:
-                result = done.get(timeout=LOOK if self.stop else None)
+                result = done.get(timeout=ranges.POLL if self.stop else None)
             except KeyboardInterrupt as stop:
                 count -= self._halt(stop)
                 continue
@@ -120,107 +117,95 @@ class Team:
         self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
     ) -> None:
         """Land the ranges of a first load together with the threads that have no work."""
-        shared = _Shared(first, tally)
+        shared = _SharedLoad(first, tally, self._change)
         with self._change:
             self._shared.append(shared)
             self._change.notify_all()
         try:
-            shared.work(source, destination)
+            shared.land(source, destination)
         finally:
             with self._change:
                 self._shared.remove(shared)
-            shared.join()
+                self._change.wait_for(lambda: not shared.helpers)
+            if shared.error is not None:  # a helper's, if that came first
+                raise shared.error
 
-    def _next_job(self) -> Definition | _Shared | None:
+    def _next_job(self) -> Definition | _SharedLoad | None:
         """Wait for a definition, else for a first load that takes help; None when all is done."""
         with self._change:
             while self._unfinished:
                 if self._waiting:
                     return self._waiting.popleft()
                 for shared in self._shared:
-                    if shared.enter():
+                    if shared.takes_help():
+                        shared.helpers += 1
                         return shared
                 self._change.wait()
         return None
 
-
-class _Shared:
-    """The ranges of one first load, handed out in their order."""
-
-    def __init__(self, first: FirstLoad, tally: Tally) -> None:
-        self._first = first
-        self._tally = tally
-        self._parts = deque(first.blocks.ranges())
-        self._helpers = 0
-        self._alone = False
-        self._error: BaseException | None = None
-        self._change = threading.Condition()
-
-    def enter(self) -> bool:
-        """Whether one more can help; it then has to."""
-        with self._change:
-            wanted = len(self._parts) > 1 and not self._alone and self._error is None
-            self._helpers += wanted
-            return wanted
-
-    def help(self, team: Team, sessions: Sessions) -> None:
-        """Land ranges on two sessions of one's own."""
+    def _help(self, shared: _SharedLoad, sessions: Sessions) -> None:
+        """Land ranges of another thread's first load, on this thread's two sessions."""
         try:
             with (
                 sessions.pair() as (destination, source),
-                team.watching(destination, source),
-                ranges.shared_snapshot(source, self._first),
+                self.watching(destination, source),
+                ranges.shared_snapshot(source, shared.first),
             ):
-                self._land(source, destination)
+                shared.land(source, destination)
         except DatabaseError:  # no session, or no snapshot any more: the others go on without
-            self._alone = True
+            shared.refuses_help = True
         except BaseException as error:  # noqa: BLE001  raised by the load whose ranges they are
-            self._fail(error)
+            shared.fail(error)
         finally:
             with self._change:
-                self._helpers -= 1
+                shared.helpers -= 1
                 self._change.notify_all()
 
-    def work(self, source: Connection, destination: Connection) -> None:
-        """Land ranges on the sessions of the load itself. Raises what it met."""
+
+class _SharedLoad:
+    """The ranges of one first load, handed out in their order."""
+
+    def __init__(self, first: FirstLoad, tally: Tally, change: threading.Condition) -> None:
+        self.first = first
+        self.helpers = 0
+        self.refuses_help = False  # nobody else gets sessions, or its snapshot
+        self.error: BaseException | None = None
+        self._tally = tally
+        self._left = deque(first.blocks.ranges())
+        self._change = change
+
+    def takes_help(self) -> bool:
+        """Whether there is work for one more thread."""
+        return len(self._left) > 1 and not self.refuses_help and self.error is None
+
+    def land(self, source: Connection, destination: Connection) -> None:
+        """Land ranges on these sessions as long as there are any. Raises what it met."""
+        count, wait = self._tally.read, self._wait
         try:
-            self._land(source, destination)
+            for landed in ranges.land(self.first, source, destination, self._taken(), count, wait):
+                self._tally.landed(landed)
+                with self._change:
+                    self._change.notify_all()
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)  # a range that was taken will not land: nobody may wait for it
             raise
 
-    def join(self) -> None:
-        """Wait for the helpers; raise what one of them met, if that came first."""
+    def fail(self, error: BaseException) -> None:
+        """Stop all who land ranges."""
         with self._change:
-            while self._helpers:
-                self._change.wait()
-            if self._error is not None:
-                raise self._error
+            self.error = self.error or error
+            self._change.notify_all()
 
-    def _land(self, source: Connection, destination: Connection) -> None:
-        for one in ranges.land(
-            self._first, source, destination, self._take(), self._tally.passed, self._wait
-        ):
-            self._tally.landed(one)
-            with self._change:
-                self._change.notify_all()
-
-    def _take(self) -> Iterator[Range]:
+    def _taken(self) -> Iterator[Range]:
         while True:
             with self._change:
-                if not self._parts or self._error is not None:
+                if not self._left or self.error is not None:
                     return
-                part = self._parts.popleft()
+                part = self._left.popleft()
             yield part
 
     def _wait(self) -> None:
         with self._change:
-            if self._error is not None:
+            if self.error is not None:
                 raise Stopped
-            self._change.wait(LOOK)
-
-    def _fail(self, error: BaseException) -> None:
-        with self._change:
-            if self._error is None:
-                self._error = error
-            self._change.notify_all()
+            self._change.wait(ranges.POLL)

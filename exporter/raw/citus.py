@@ -1,8 +1,6 @@
-"""A destination on Citus: raw tables in shards, which only some statements can reach."""
+"""A destination on Citus: distributed raw tables, which only some statements can reach."""
 
 from __future__ import annotations
-
-from psycopg import sql
 
 from exporter.config import Destination
 from exporter.wire import Connection
@@ -23,9 +21,9 @@ def has(destination: Connection, target: Destination) -> bool:
     return row is not None
 
 
-def distribution(target: Destination) -> sql.Composed:
-    """Return the statement that spreads an empty raw table over the nodes."""
-    name = target.name.as_string(None)
-    return sql.SQL("select create_distributed_table({}, {})").format(
-        sql.Literal(name), sql.Literal(target.distribution_column)
+def distribute(destination: Connection, target: Destination) -> None:
+    """Spread an empty raw table over the nodes."""
+    destination.execute(
+        "select create_distributed_table(%s, %s)",
+        (target.name.as_string(destination), target.distribution_column),
     )

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.raw.sides import BUCKETS, COMMA, FALSE, TRUE, Comparison, Side, names
-from exporter.wire import Connection, ReadAhead, cancel, copy_out, pour
+from exporter.raw.sides import BUCKETS, COMMA, FALSE, TRUE, Comparison, Side, key_names
+from exporter.wire import ReadAhead, cancel, copy_out, pour
 
-TOLD = 100  # rows of each kind that are named
+NAMED = 100  # rows of each kind, at most
 KINDS = ("missing", "extra", "different", "in flight")
 DIFFERENCES = sql.Identifier("_exporter_differences")
 _BLOCK = 8192  # bytes
@@ -34,8 +33,7 @@ _PLAN = "set local enable_sort = off; set local work_mem = '64MB'"
 _ONE_PROCESS = "; set local max_parallel_workers_per_gather = 0"
 
 
-@dataclass
-class Sums:
+class Sums(NamedTuple):
     """What the first read found. ``bits`` are the buckets that differ."""
 
     rows_source: int = 0
@@ -58,31 +56,27 @@ class Difference(NamedTuple):
     """A row that is not the same on both sides, by its key. ``columns`` are those that differ."""
 
     kind: str
-    row: dict[str, str | None]
+    key: dict[str, str | None]
     columns: tuple[str, ...] = ()
 
 
 def sums(
-    source: Connection,
-    destination: Connection,
-    comparison: Comparison,
-    progress: Callable[[int, int], None] = lambda rows, size: None,
+    comparison: Comparison, progress: Callable[[int, int], None] = lambda rows, size: None
 ) -> Sums:
     """Read both sides once, at the same time. Raises psycopg.Error.
 
     The source runs one statement at a time, in one process, of a gigabyte at most where its table
-    can be read by ranges of blocks. ``progress`` is told the rows and bytes that it has read.
+    can be read by ranges of blocks. ``progress`` gets the rows and bytes that it has read.
     """
-    side = comparison.source
-    parts = _parts(comparison)
+    source, raw = comparison.source, comparison.raw
     with ThreadPoolExecutor(1) as other:
-        reading = other.submit(_sums, source, side, _PLAN + _ONE_PROCESS, parts, progress)
+        reading = other.submit(_sums, source, _PLAN + _ONE_PROCESS, _parts(comparison), progress)
         try:
-            in_raw = _sums(destination, comparison.raw, _PLAN, [(TRUE, 0)])
+            in_raw = _sums(raw, _PLAN, [(TRUE, 0)], lambda rows, size: None)
             at_source = reading.result()
         except BaseException:
             while not reading.done():  # it may just be between two statements
-                cancel(source)
+                cancel(source.session)
                 wait([reading], 0.1)
             raise
     bits = bytearray(BUCKETS // 8)
@@ -108,11 +102,10 @@ def _parts(comparison: Comparison) -> list[tuple[sql.Composable, int]]:
 
 
 def _sums(
-    connection: Connection,
     side: Side,
     settings: str,
     parts: Sequence[tuple[sql.Composable, int]],
-    progress: Callable[[int, int], None] = lambda rows, size: None,
+    progress: Callable[[int, int], None],
 ) -> dict[int, tuple[int, int]]:
     """Return bucket → count of its rows and sum of their hashes."""
     found: dict[int, tuple[int, int]] = {}
@@ -120,9 +113,9 @@ def _sums(
     for where, part in parts:
         progress(rows, size)
         query = sql.SQL("select bucket, count(*), sum(hash)::text from ({}) r group by bucket")
-        with connection.transaction():
-            connection.execute(settings)
-            for bucket, count, total in connection.execute(query.format(side.rows(where))):
+        with side.session.transaction():
+            side.session.execute(settings)
+            for bucket, count, total in side.session.execute(query.format(side.rows(where))):
                 before = found.get(bucket, (0, 0))
                 found[bucket] = before[0] + count, before[1] + int(total)
                 rows += count
@@ -130,23 +123,22 @@ def _sums(
     return found
 
 
-def narrow(
-    source: Connection,
-    destination: Connection,
+def classify(
     comparison: Comparison,
     first: Sums,
     *,
-    flight: sql.Composable = FALSE,
-    young: sql.Composable = FALSE,
+    in_flight: sql.Composable = FALSE,
+    unreplicated: sql.Composable = FALSE,
 ) -> dict[str, int]:
-    """Find the rows that make buckets differ: leave them in ``DIFFERENCES``, return each kind's.
+    """Find the rows that make buckets differ: leave them in ``DIFFERENCES``, count each kind.
 
     Works in the running transactions of both; the temporary tables go with the destination's.
-    ``flight`` is the condition for rows of the source that are in flight, ``young`` the one for
-    rows of raw that the source may not have yet. Raises psycopg.Error.
+    ``in_flight`` is the condition for rows of the source that the next load lands,
+    ``unreplicated`` the one for rows of raw that the source may not have yet. Raises psycopg.Error.
     """
     at_source, in_raw = comparison.source, comparison.raw
-    keys = COMMA.join(names(at_source.keys))
+    destination = in_raw.session
+    keys = COMMA.join(key_names(at_source.keys))
     fields = sql.SQL("{}, hash, in_flight").format(keys)
     destination.execute("set local work_mem = '64MB'")
     destination.execute(
@@ -155,13 +147,13 @@ def narrow(
         )
     )
     query = sql.SQL("select {} from ({}) r").format(
-        fields, at_source.rows(first.condition(at_source), flight=flight)
+        fields, at_source.rows(first.condition(at_source), in_flight=in_flight)
     )
-    ahead = ReadAhead(lambda: copy_out(source, query, binary=False))
+    ahead = ReadAhead(lambda: copy_out(at_source.session, query, binary=False))
     try:
         pour(destination, sql.SQL("copy {} ({}) from stdin").format(_KEYS, fields), ahead)
     finally:
-        ahead.stop(source)
+        ahead.stop(at_source.session)
     destination.execute(
         sql.SQL(
             "create temp table {differences} on commit drop as select {keys},"
@@ -177,7 +169,7 @@ def narrow(
             keys=keys,
             fields=fields,
             staged=_KEYS,
-            raw=in_raw.rows(first.condition(in_raw), flight=young),
+            raw=in_raw.rows(first.condition(in_raw), in_flight=unreplicated),
         )
     )
     destination.execute(sql.SQL("analyze {}").format(DIFFERENCES))
@@ -185,13 +177,13 @@ def narrow(
     return dict.fromkeys(KINDS, 0) | dict(destination.execute(counts).fetchall())
 
 
-def name(source: Connection, destination: Connection, comparison: Comparison) -> list[Difference]:
+def differing_rows(comparison: Comparison) -> list[Difference]:
     """Return the first rows of each kind, with the columns that differ.
 
-    To be called after ``narrow``, in its transactions.
+    To be called after ``classify``, in its transactions.
     """
-    keys = names(comparison.raw.keys)
-    rows = destination.execute(
+    keys = key_names(comparison.raw.keys)
+    rows = comparison.raw.session.execute(
         sql.SQL(
             "select kind, {texts} from (select *, row_number() over (partition by kind"
             " order by {keys}) as place from {differences}) d where place <= %s order by place"
@@ -200,34 +192,27 @@ def name(source: Connection, destination: Connection, comparison: Comparison) ->
             keys=COMMA.join(keys),
             differences=DIFFERENCES,
         ),
-        (TOLD,),
+        (NAMED,),
     ).fetchall()
-    columns = [one.name for one in comparison.raw.columns]
     changed = [row[1:] for row in rows if row[0] == "different"]
-    hashes: list[dict[tuple[str, ...], list[int]]] = [{}, {}]
-    if changed and comparison.target.conflict_columns:
-        hashes = [
-            _hashes(source, comparison.source, changed),
-            _hashes(destination, comparison.raw, changed),
-        ]
+    if not comparison.target.conflict_columns:
+        changed = []
+    hashes = [_hashes(side, changed) for side in (comparison.source, comparison.raw) if changed]
 
-    def differing(row: tuple[str, ...]) -> tuple[str, ...]:
-        ours, theirs = (one.get(row, []) for one in hashes)
-        pairs = zip(columns, ours, theirs, strict=False)
-        return tuple(column for column, one, other in pairs if one != other)
+    def columns(row: tuple[str, ...]) -> tuple[str, ...]:
+        both = zip(comparison.raw.columns, *(one.get(row, []) for one in hashes), strict=False)
+        return tuple(column.name for column, *pair in both if len(set(pair)) > 1)
 
     named = [one.name for one in comparison.raw.keys]
     return [
-        Difference(kind, dict(zip(named, row, strict=True)), differing(tuple(row)))
+        Difference(kind, dict(zip(named, row, strict=True)), columns(tuple(row)))
         for kind, *row in sorted(rows, key=lambda one: KINDS.index(one[0]))
     ]
 
 
-def _hashes(
-    connection: Connection, side: Side, rows: Sequence[Sequence[str]]
-) -> dict[tuple[str, ...], list[int]]:
+def _hashes(side: Side, rows: Sequence[Sequence[str]]) -> dict[tuple[str, ...], list[int]]:
     """Return the hashes of each column of these rows, by their keys."""
-    values = names(side.keys)
+    values = key_names(side.keys)
     where = sql.SQL("({stored}) in (select {values} from unnest({lists}) as v ({keys}))").format(
         stored=COMMA.join(one.stored for one in side.keys),
         values=COMMA.join(
@@ -240,7 +225,7 @@ def _hashes(
         ),
         keys=COMMA.join(values),
     )
-    found = connection.execute(
+    found = side.session.execute(
         sql.SQL("select {}, hashes from ({}) r").format(
             COMMA.join(sql.SQL("{}::text").format(value) for value in values),
             side.rows(where, each=True),

@@ -74,21 +74,18 @@ def plan(
         tuple(changes),
         tuple(gone),
         tuple(told),
-        {c.name: c.base for c in columns} | {c.name: None for c in gone},
+        {c.name: c.base for c in columns} | dict.fromkeys(c.name for c in gone),
     )
 
 
 def _add(target: Destination, column: Column) -> Change:
-    name = str(target)
     statement = _alter(target, "add column {name} {type}", column.name, column.raw_type)
-    if target.evolution == "freeze":
-        raise _frozen(target, f"{name} has no column {column.name}", statement)
-    return Change(
-        statement,
+    refuse_if_frozen(target, f"{target} has no column {column.name}", statement)
+    said = (
         f"new column {column.name} {column.raw_type}: rows that landed before have NULL in it;"
-        f" exporter load {target.key} --full-refresh fills them",
-        column.name,
+        f" exporter load {target.key} --full-refresh fills them"
     )
+    return Change(statement, said, column.name)
 
 
 def _widen(target: Destination, column: Column, present: str, before: str) -> Change:
@@ -102,29 +99,27 @@ def _widen(target: Destination, column: Column, present: str, before: str) -> Ch
         using = _alter(target, action + " using {name}::{type}", column.name, kind)
         raise DriftError(f"{target.key}: {what}", hint=using.as_string(None))
     statement = _alter(target, action, column.name, kind)
-    if target.evolution == "freeze":
-        raise _frozen(target, what, statement)
+    refuse_if_frozen(target, what, statement)
     said = f"column {column.name} widened from {present} to {kind}"
     return Change(statement, said, column.name)
 
 
 def _dropped(target: Destination, name: str) -> str:
+    what = f"the source has no column {name} any more"
+    refuse_if_frozen(target, what, _alter(target, "drop column {name}", name))
+    return f"{what}: raw keeps it, and has NULL in it from now on"
+
+
+def refuse_if_frozen(target: Destination, what: str, statement: sql.Composed) -> None:
+    """Raise DriftError where ``schema: freeze`` leaves a change to the person who reads it."""
     if target.evolution == "freeze":
-        statement = _alter(target, "drop column {name}", name)
-        raise _frozen(target, f"the source has no column {name} any more", statement)
-    return f"the source has no column {name} any more: raw keeps it, and has NULL in it from now on"
-
-
-def _frozen(target: Destination, what: str, statement: sql.Composed) -> DriftError:
-    return DriftError(
-        f"{target.key}: {what}, and exporter.schema is freeze",
-        hint=statement.as_string(None),
-    )
+        raise DriftError(
+            f"{target.key}: {what}, and exporter.schema is freeze", hint=statement.as_string(None)
+        )
 
 
 def _alter(target: Destination, action: str, column: str, kind: str = "") -> sql.Composed:
-    table = target.name
-    return sql.SQL("alter table {} ").format(table) + sql.SQL(action).format(
+    return sql.SQL("alter table {} ").format(target.name) + sql.SQL(action).format(
         name=sql.Identifier(column), type=sql.SQL(kind)
     )
 

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import psycopg
 from psycopg import sql
 
 from exporter.errors import RowError
-from exporter.raw.statements import STAGING, copy_statement, landing
+from exporter.raw.statements import STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
-from exporter.wire import AHEAD, Block, Connection, CopyIn, field, find_operators, pour
+from exporter.wire import AHEAD, Block, Connection, field, find_operators, pour
 
-_ORDINAL = sql.Identifier("_exporter_row")
 _SAVEPOINT = "savepoint staged"  # on an error staging stays
 # The key's index has to be visited for every row in any case.
 _BY_INDEX = (
     "set local enable_hashjoin = off; set local enable_mergejoin = off;"
     " set local enable_seqscan = off"
 )
-
-
-def copy_direct(destination: Connection, raw: RawTable, blocks: Iterable[Block]) -> tuple[int, int]:
-    """Copy binary blocks that end in the stamp into the raw table; return rows and bytes."""
-    return pour(destination, copy_statement(raw), blocks)
 
 
 class Staging:
@@ -36,61 +30,54 @@ class Staging:
         self._destination = destination
         self._raw = raw
         self._stream = stream
+        names = raw.target.conflict_columns or (stream[0].name,)
+        self._key = {one.name: place for place, one in enumerate(stream) if one.name in names}
         self._made = False
         self._late = True  # some row of the batch may not be beyond the stored position
         self._sent: deque[tuple[int, bytes | str]] = deque()  # rows before it; a block or a key
 
     def _make(self) -> None:
-        if self._made:
-            return
         raw = self._raw
         keys = raw.target.conflict_columns
         find_operators(self._destination, [c.raw_type for c in raw.columns if c.name in keys])
-        hidden = [
+        not_in_raw = [
             sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
             for column in self._stream[len(raw.columns) :]
         ]
-        names = [sql.Identifier(column.name) for column in raw.columns]
         self._destination.execute("drop table if exists pg_temp._exporter_staging")
         self._destination.execute(
             sql.SQL(
                 "create temp table {} on commit delete rows as select {} from {} with no data"
-            ).format(STAGING, sql.SQL(", ").join([*names, *hidden]), raw.name)
+            ).format(STAGING, sql.SQL(", ").join([*raw.names, *not_in_raw]), raw.name)
         )
         self._made = True
 
     def fill(self, blocks: Iterable[Block], batch: int) -> tuple[int, int]:
         """Copy a batch of text blocks; return rows and bytes. Raises RowError."""
-        self._make()
-        self._sent.clear()
-        kept = 0
+        if not self._made:
+            self._make()
         names = [sql.Identifier(column.name) for column in self._stream]
-        copy = CopyIn(
-            self._destination,
-            sql.SQL("copy {} ({}) from stdin").format(STAGING, sql.SQL(", ").join(names)),
-        )
-        rows = size = 0
+        statement = sql.SQL("copy {} ({}) from stdin").format(STAGING, sql.SQL(", ").join(names))
         try:
-            try:
-                for block in blocks:
-                    if not rows:  # those beyond the position come after those that are not
-                        self._late = field(_first_row(block), -1) != "t"
-                    rows += block.rows
-                    size += len(block.data)
-                    sent = block.data if isinstance(block.data, bytes) else self._key_of(block.last)
-                    self._sent.append((rows - block.rows, sent))
-                    kept += len(self._sent[-1][1])
-                    while kept > AHEAD:  # the server is not that far behind with its complaint
-                        kept -= len(self._sent.popleft()[1])
-                    copy.write(block.data)
-                    del block
-            except BaseException:
-                copy.abandon()
-                raise
-            copy.finish()
+            return pour(self._destination, statement, self._noted(blocks))
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise self._copy_error(error, batch) from None
-        return rows, size
+
+    def _noted(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Pass blocks on, and keep what it takes to name a row that the server refuses."""
+        self._sent.clear()
+        rows = kept = 0
+        for block in blocks:
+            if not rows:  # those beyond the position come after those that are not
+                self._late = field(_first_row(block), -1) != "t"
+            sent = block.data if isinstance(block.data, bytes) else self._key_of(block.last)
+            self._sent.append((rows, sent))
+            rows += block.rows
+            kept += len(sent)
+            while kept > AHEAD:  # the server is not that far behind with its complaint
+                kept -= len(self._sent.popleft()[1])
+            yield block
+            del block
 
     def apply(
         self, lands: Lands, stamp: str, batch: int, order: Sequence[Column]
@@ -100,7 +87,7 @@ class Staging:
         whole = lands is Lands.WHOLE
         if whole and raw.key:
             destination.execute(sql.SQL("analyze {}").format(STAGING))
-        destination.execute(_SAVEPOINT if whole or raw.in_shards else f"{_SAVEPOINT}; {_BY_INDEX}")
+        destination.execute(_SAVEPOINT if whole or raw.on_citus else f"{_SAVEPOINT}; {_BY_INDEX}")
         try:
             counts = [
                 destination.execute(statement).rowcount
@@ -112,22 +99,14 @@ class Staging:
         gone = counts.pop(0) if whole else 0
         return sum(counts), gone
 
-    def _place(self, column: Column) -> int:
-        return [one.name for one in self._stream].index(column.name)
-
     def _key_of(self, row: bytes) -> str:
-        names = self._raw.target.conflict_columns or [self._stream[0].name]
-        columns = [column for column in self._stream if column.name in names]
-        return ", ".join(f"{c.name}={field(row, self._place(c))}" for c in columns)
+        return ", ".join(f"{name}={field(row, place)}" for name, place in self._key.items())
 
     def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
         found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
         line = int(found[1]) if found else 0
-        before, block = max(
-            ((before, block) for before, block in self._sent if before < line),
-            default=(0, "?"),
-            key=lambda one: one[0],
-        )
+        earlier = (one for one in reversed(self._sent) if one[0] < line)
+        before, block = next(earlier, (0, "?"))
         if isinstance(block, bytes):
             block = self._key_of(block.split(b"\n")[line - before - 1])
         return row_error(self._raw, error, batch, block, found[2] if found else None)
@@ -135,47 +114,34 @@ class Staging:
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
         """Find the row by halving what is staged: the message does not name it by its key."""
         destination = self._destination
-        names = self._raw.target.conflict_columns or (self._stream[0].name,)
-        with destination.transaction(force_rollback=True):
-            destination.execute(
-                sql.SQL(
-                    "create temp table _exporter_suspects as select *, row_number() over () as {}"
-                    " from {}"
-                ).format(_ORDINAL, STAGING)
-            )
-            count = destination.execute("select count(*) from _exporter_suspects").fetchone()
-            low, high = 1, int(count[0]) if count else 1
-            while low < high:
-                middle = (low + high) // 2
-                if self._fails(low, middle):
-                    high = middle
-                else:
-                    low = middle + 1
-            row = destination.execute(
-                sql.SQL("select concat_ws(', ', {}) from _exporter_suspects where {} = %s").format(
-                    sql.SQL(", ").join(
-                        sql.SQL("{} || '=' || {}::text").format(sql.Literal(n), sql.Identifier(n))
-                        for n in names
-                    ),
-                    _ORDINAL,
-                ),
-                (low,),
-            ).fetchone()
+        count = destination.execute(sql.SQL("select count(*) from {}").format(STAGING)).fetchone()
+        low, high = 0, count[0] - 1 if count else 0
+        while low < high:
+            middle = (low + high) // 2
+            if self._fails(low, middle):
+                high = middle
+            else:
+                low = middle + 1
+        key = sql.SQL(", ").join(
+            sql.SQL("{} || '=' || {}::text").format(sql.Literal(name), sql.Identifier(name))
+            for name in self._key
+        )
+        row = destination.execute(
+            sql.SQL("select concat_ws(', ', {}) from {} order by ctid offset %s limit 1").format(
+                key, STAGING
+            ),
+            (low,),
+        ).fetchone()
         return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
 
-    def _fails(self, low: int, high: int) -> bool:
+    def _fails(self, first: int, last: int) -> bool:
+        """Whether these of the staged rows, which lie in the order of COPY, are refused, too."""
         destination = self._destination
-        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in self._stream)
+        place = sql.SQL("(select ctid from {} order by ctid offset %s limit 1)").format(STAGING)
+        others = sql.SQL("delete from {0} where ctid < {1} or ctid > {1}").format(STAGING, place)
         try:
             with destination.transaction(force_rollback=True):
-                destination.execute(sql.SQL("delete from {}").format(STAGING))
-                destination.execute(
-                    sql.SQL(
-                        "insert into {} select {} from _exporter_suspects"
-                        " where {} between %s and %s"
-                    ).format(STAGING, names, _ORDINAL),
-                    (low, high),
-                )
+                destination.execute(others, (first, last))
                 destination.execute(landing(self._raw, Lands.ANY, "2000-01-01", [])[0])
         except psycopg.Error:
             return True

@@ -62,8 +62,11 @@ def new(root: Path, name: str, definition: Definition) -> Path:
     schema = sql.Identifier(definition.destination.schema).as_string(None)
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    while list(folder.glob(f"{(version := _version())}_*")):
-        time.sleep(0.1)  # dbmate knows a migration by its second alone
+    while True:  # dbmate knows a migration by its second alone
+        version = time.strftime("%Y%m%d%H%M%S", time.gmtime())
+        if not list(folder.glob(f"{version}_*")):
+            break
+        time.sleep(0.1)
     file = folder / f"{version}_{name}.sql"
     with file.open("x") as opened:  # never over another one
         opened.write(
@@ -71,10 +74,6 @@ def new(root: Path, name: str, definition: Definition) -> Path:
             f"-- migrate:down\ndrop table {table};\n"
         )
     return file
-
-
-def _version() -> str:
-    return time.strftime("%Y%m%d%H%M%S", time.gmtime())
 
 
 def _dbmate() -> str:

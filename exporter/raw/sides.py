@@ -14,12 +14,13 @@ from psycopg import sql
 from exporter.config import Destination
 from exporter.errors import DriftError
 from exporter.raw.table import DELETED, STAMP
-from exporter.source import Column, Table
+from exporter.source import Column, Horizon, Table
 from exporter.source.catalog import relation_columns
 from exporter.wire import Connection, find_operators
 
 BUCKETS = 65_536
-TRUE, FALSE = sql.SQL("true"), sql.SQL("false")
+TRUE: sql.Composable = sql.SQL("true")
+FALSE = sql.SQL("false")
 COMMA = sql.SQL(", ")
 
 
@@ -36,6 +37,7 @@ class Value(NamedTuple):
 class Side(NamedTuple):
     """The rows of one server. ``keys`` name a row, ``columns`` have to be the same in it."""
 
+    session: Connection
     table: sql.Composable
     keys: tuple[Value, ...]
     columns: tuple[Value, ...]
@@ -54,28 +56,29 @@ class Side(NamedTuple):
         self,
         where: sql.Composable = TRUE,
         *,
-        flight: sql.Composable = FALSE,
+        in_flight: sql.Composable = FALSE,
         each: bool = False,
     ) -> sql.Composable:
-        """Return the query for rows: key, bucket, hash, in flight; and with ``each``, the columns'.
+        """Return the query for rows: key, bucket, hash, in flight; with ``each``, a hash a column.
 
-        ``flight`` is the condition for rows that are in flight.
+        ``in_flight`` is the condition for rows that the next load is going to bring to the other
+        side.
         """
         keys = COMMA.join(one.value for one in self.keys)
         hashes = [_hash([one.text], self.convert) for one in self.columns] if each else []
         query = sql.SQL(
             "select {distinct}{keys}, {bucket} as bucket, {hash} as hash,"
-            " coalesce({flight}, false) as in_flight, array[{hashes}]::bigint[] as hashes"
+            " coalesce({in_flight}, false) as in_flight, array[{hashes}]::bigint[] as hashes"
             " from {table} where {always} and {where}"
         ).format(
             distinct=sql.SQL("distinct on ({}) ").format(keys) if self.newest else sql.SQL(""),
             keys=COMMA.join(
                 sql.SQL("{} as {}").format(one.value, name)
-                for one, name in zip(self.keys, names(self.keys), strict=True)
+                for one, name in zip(self.keys, key_names(self.keys), strict=True)
             ),
             bucket=self.bucket,
             hash=_hash((one.text for one in self.columns), self.convert),
-            flight=flight,
+            in_flight=in_flight,
             hashes=COMMA.join(hashes),
             table=self.table,
             always=self.where,
@@ -97,8 +100,19 @@ class Comparison(NamedTuple):
     missing: tuple[str, ...]
     stamped: bool  # raw has `_exported_at`
 
+    def unreplicated(self, horizon: Horizon | None) -> sql.Composable:
+        """Return the condition for rows of raw that a source on a standby may not have yet.
 
-def names(keys: Sequence[Value]) -> list[sql.Identifier]:
+        It shows what its primary had a while ago, and another server may have been read before.
+        """
+        if horizon is None or not horizon.standby or not self.stamped:
+            return FALSE
+        return sql.SQL("{} > {}::timestamptz - interval '5 minutes'").format(
+            sql.Identifier(STAMP), sql.Literal(horizon.oldest_open)
+        )
+
+
+def key_names(keys: Sequence[Value]) -> list[sql.Identifier]:
     """Return what the key's columns are called in the queries and temporary tables here."""
     return [sql.Identifier(f"k{number}") for number in range(len(keys))]
 
@@ -119,10 +133,9 @@ def comparison(
             f"{target.key}: there is no table {target} yet",
             hint=f"exporter load {target.key}",
         )
-    landed = table.landed
     pairs = {
         column.name: _pair(source, column, existing[column.name])
-        for column in landed
+        for column in table.landed
         if column.name in existing
     }
     for connection, place in ((source, 0), (destination, 1)):
@@ -138,45 +151,30 @@ def comparison(
     named = target.conflict_columns or tuple(
         name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs
     )
+    newest: tuple[Column, ...] = ()
     unique = frozenset(target.conflict_columns)
-    order: list[str | None] = []
     if unique and not any(key <= unique for key in table.unique_keys):
-        order = [declared.cursor.field, declared.cursor.id_field]
+        order = (declared.cursor.field, declared.cursor.id_field)
+        newest = tuple(table.column(name) for name in order if name)
+    read = raw = TRUE
+    if declared.cursor.nulls == "skip":
+        read = sql.SQL("{} is not null").format(sql.Identifier(declared.cursor.field))
+    if target.deletes == "mark" and DELETED in existing:
+        raw = sql.SQL("{} is null").format(sql.Identifier(DELETED))
     encodings = {one.info.parameter_status("server_encoding") for one in (source, destination)}
     convert = len(encodings) > 1
 
-    def side(
-        place: int, table_name: sql.Identifier, where: sql.Composable, newest: Sequence[str | None]
-    ) -> Side:
+    def side(place: int, session: Connection, name: sql.Identifier, where: sql.Composable) -> Side:
         columns = tuple(pair[place] for pair in pairs.values())
-        keys = tuple(pairs[name][place] for name in named)
-        return Side(
-            table_name,
-            keys or (_hash_as_key(columns, convert),),
-            keys if keys_only else columns,
-            convert,
-            where,
-            tuple(table.column(name) for name in newest if name),
-        )
+        keys = tuple(pairs[one][place] for one in named) or (_hash_as_key(columns, convert),)
+        return Side(session, name, keys, keys if keys_only else columns, convert, where)
 
-    ours: sql.Composable = TRUE
-    theirs: sql.Composable = TRUE
-    if declared.cursor.nulls == "skip":
-        ours = sql.SQL("{} is not null").format(sql.Identifier(declared.cursor.field))
-    if target.deletes == "mark" and DELETED in existing:
-        theirs = sql.SQL("{} is null").format(sql.Identifier(DELETED))
-    missing = tuple(column.name for column in landed if column.name not in existing)
     return Comparison(
         target,
         table,
-        side(0, declared.name, ours, order),
-        side(
-            1,
-            target.name,
-            theirs,
-            (),
-        ),
-        missing,
+        side(0, source, declared.name, read)._replace(newest=newest),
+        side(1, destination, target.name, raw),
+        tuple(column.name for column in table.landed if column.name not in existing),
         STAMP in existing,
     )
 

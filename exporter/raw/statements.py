@@ -15,9 +15,8 @@ _COMMA = sql.SQL(", ")
 
 def copy_statement(raw: RawTable) -> sql.Composed:
     """Return the statement for rows that come in binary, with their stamp, into raw itself."""
-    names = [sql.Identifier(column.name) for column in raw.columns]
     return sql.SQL("copy {} ({}) from stdin (format binary)").format(
-        raw.name, _COMMA.join([*names, sql.Identifier(STAMP)])
+        raw.name, _COMMA.join([*raw.names, sql.Identifier(STAMP)])
     )
 
 
@@ -30,7 +29,7 @@ def landing(
     """
     if lands is Lands.WHOLE:
         return [_remove_absent(raw, stamp), _apply(raw, stamp, order)]
-    if lands is Lands.BEYOND and raw.keyed and not raw.in_shards:
+    if lands is Lands.BEYOND and raw.keyed and not raw.on_citus:
         return [_replace(raw, stamp, order), *([_apply(raw, stamp, [], late=True)] if late else [])]
     return [_apply(raw, stamp, order)]
 
@@ -39,37 +38,31 @@ def _remove_absent(raw: RawTable, stamp: str) -> sql.Composed:
     """Return the statement for rows of raw that are not staged."""
     if not raw.key:
         return sql.SQL("delete from {}").format(raw.name)
-    if raw.in_shards:
+    if raw.on_citus:
         key = _COMMA.join(raw.key)
         absent = sql.SQL("({}) not in (select {} from {})").format(key, key, STAGING)
     else:
         same = _same_key(raw, "s", "r")
         absent = sql.SQL("not exists (select from {} s where {})").format(STAGING, same)
-    return gone(raw, stamp) + sql.SQL(" where {}").format(absent) + living(raw)
+    return mark_or_delete(raw, absent, stamp)
 
 
-def gone(raw: RawTable, stamp: str) -> sql.Composed:
-    """Return the statement for rows ``r`` that are gone at the source, without its condition.
+def mark_or_delete(raw: RawTable, gone: sql.Composable, stamp: str) -> sql.Composed:
+    """Return the statement for rows ``r`` that are gone at the source, by a condition.
 
-    They are marked, so that models see it, or removed.
+    They are marked, so that models see it, or removed. A row that is marked already stays as it is.
     """
     if raw.target.deletes != "mark":
-        return sql.SQL("delete from {} r").format(raw.name)
-    names = [DELETED, STAMP] if raw.stamped else [DELETED]
-    return sql.SQL("update {} r set {}").format(
+        return sql.SQL("delete from {} r where {}").format(raw.name, gone)
+    names = [sql.Identifier(name) for name in (DELETED, *([STAMP] if raw.stamped else []))]
+    return sql.SQL("update {} r set {} where {} and r.{} is null").format(
         raw.name,
         _COMMA.join(
-            sql.SQL("{} = {}::timestamptz").format(sql.Identifier(name), sql.Literal(stamp))
-            for name in names
+            sql.SQL("{} = {}::timestamptz").format(name, sql.Literal(stamp)) for name in names
         ),
+        gone,
+        names[0],
     )
-
-
-def living(raw: RawTable) -> sql.Composable:
-    """Return the condition that leaves out rows ``r`` that are marked already."""
-    if raw.target.deletes != "mark":
-        return sql.SQL("")
-    return sql.SQL(" and r.{} is null").format(sql.Identifier(DELETED))
 
 
 def _same_key(raw: RawTable, left: str, right: str) -> sql.Composable:
@@ -79,11 +72,10 @@ def _same_key(raw: RawTable, left: str, right: str) -> sql.Composable:
 
 
 def _insert(raw: RawTable, stamp: str) -> sql.Composed:
-    names = [sql.Identifier(column.name) for column in raw.columns]
     return sql.SQL("insert into {} as d ({}) select {}{} from ").format(
         raw.name,
         _COMMA.join(_target(raw)),
-        _COMMA.join(sql.SQL("s.") + name for name in names),
+        _COMMA.join(sql.SQL("s.") + name for name in raw.names),
         sql.SQL(", {}::timestamptz").format(sql.Literal(stamp)) if raw.stamped else sql.SQL(""),
     )
 
@@ -99,20 +91,19 @@ def _update(raw: RawTable) -> sql.Composed:
 
 
 def _target(raw: RawTable) -> list[sql.Identifier]:
-    names = [sql.Identifier(column.name) for column in raw.columns]
-    return [*names, sql.Identifier(STAMP)] if raw.stamped else names
+    return [*raw.names, sql.Identifier(STAMP)] if raw.stamped else raw.names
 
 
 def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
     """Return the condition for two rows that differ. ``*<>`` compares images: any type has them."""
     rows = [
         sql.SQL("row({})::record").format(
-            _COMMA.join(sql.SQL(f"{side}.") + sql.Identifier(c.name) for c in raw.columns)
+            _COMMA.join(sql.SQL(f"{side}.") + name for name in raw.names)
         )
         for side in (new, old)
     ]
     # Citus takes a comparison of rows apart; two rows that differ are not spelled alike, either.
-    form = "({0})::text is distinct from ({1})::text" if raw.in_shards else "{0} *<> {1}"
+    form = "({0})::text is distinct from ({1})::text" if raw.on_citus else "{0} *<> {1}"
     differs = sql.SQL(form).format(*rows)
     if not raw.marked:
         return differs
@@ -123,21 +114,18 @@ def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
 
 def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed:
     """Return the statement for rows beyond the stored position: one look-up each."""
+    differs = _differs(raw, "excluded", "d")
+    if (
+        raw.exact and order[0] in raw.columns
+    ):  # of most rows the cursor alone tells it, at less cost
+        cursor = sql.Identifier(order[0].name)
+        differs = sql.SQL("excluded.{0} is distinct from d.{0} or {1}").format(cursor, differs)
     return (
         _insert(raw, stamp)
         + sql.SQL("{} s where s.{}").format(STAGING, sql.Identifier(BEYOND.name))
         + _update(raw)
-        + sql.SQL(" where {}{}").format(_moved(raw, order), _differs(raw, "excluded", "d"))
+        + sql.SQL(" where {}").format(differs)
     )
-
-
-def _moved(raw: RawTable, order: Sequence[Column]) -> sql.Composable:
-    """Return what tells of most rows by the cursor alone, at less cost, that they differ."""
-    cursor = order[0]
-    if not raw.exact or cursor not in raw.columns:
-        return sql.SQL("")
-    name = sql.Identifier(cursor.name)
-    return sql.SQL("excluded.{} is distinct from d.{} or ").format(name, name)
 
 
 def _apply(
@@ -168,7 +156,7 @@ def _apply(
                 _COMMA.join(sql.SQL("o.") + name for name in kept),
             )
     stored_rows: sql.Composable = raw.name
-    if raw.in_shards:  # only the rows that are asked for come to the node that has the staged ones
+    if raw.on_citus:  # only the rows that are asked for come to the node that has the staged ones
         key = _COMMA.join(raw.key)
         stored_rows = sql.SQL("(select * from {} where ({}) in (select {} from {}))").format(
             raw.name, key, key, STAGING

@@ -32,12 +32,17 @@ class RawTable(NamedTuple):
     exact: bool  # raw's types are the ones we would give it: the binary format may be used
     stamped: bool  # it has `_exported_at`; a table that migrations own may lack it
     marked: bool  # it has `_deleted_at`
-    in_shards: bool = False  # Citus has it: not every statement can reach it
+    on_citus: bool = False  # distributed: not every statement can reach its rows
 
     @property
     def name(self) -> sql.Identifier:
         """The table's qualified name."""
         return self.target.name
+
+    @property
+    def names(self) -> list[sql.Identifier]:
+        """The columns' names."""
+        return [sql.Identifier(column.name) for column in self.columns]
 
     @property
     def key(self) -> list[sql.Identifier]:
@@ -61,7 +66,7 @@ class Preparation(NamedTuple):
     raw: RawTable
     creation: sql.Composed | None  # where there is no table yet
     changes: tuple[Change, ...]
-    told: tuple[str, ...]
+    notices: tuple[str, ...]  # what a person should know though nothing is to be done
     remembered: dict[str, str | None]
 
 
@@ -79,14 +84,14 @@ def prepare(
             if planned.creation:
                 state.create_schema(destination, target.schema)
                 destination.execute(planned.creation)
-                if planned.raw.in_shards:
-                    destination.execute(citus.distribution(target))
+                if planned.raw.on_citus:
+                    citus.distribute(destination, target)
             for change in planned.changes:
                 _change(destination, target, change.statement)
                 say(change.said)
             state.remember_columns(destination, target, planned.remembered)
-    for told in planned.told:
-        say(told)
+    for notice in planned.notices:
+        say(notice)
     return planned.raw
 
 
@@ -106,31 +111,30 @@ def plan(
     require(table, "conflict_columns", target.conflict_columns)
     _refuse_own_names(target, table)
     existing = relation_columns(destination, target.schema, target.table)
-    created: sql.Composed | None = None
-    changes: tuple[Change, ...] = ()
-    told: tuple[str, ...] = ()
-    stamped = exact = True
     marked = target.deletes == "mark"
-    remembered: dict[str, str | None] = {c.name: c.base for c in columns}
-    gone: tuple[Column, ...] = ()
     if existing is None:
+        on_citus = target.distribution_column is not None and citus.is_here(destination)
+        raw = RawTable(target, columns, unique, True, True, marked, on_citus)
         created = creation(target, columns)
-        in_shards = target.distribution_column is not None and citus.is_here(destination)
-    else:
-        in_shards = citus.is_here(destination) and citus.has(destination, target)
-        found = drift.plan(target, columns, [c.name for c in table.columns], existing, before)
-        gone, remembered = found.gone, found.remembered
-        stamped = STAMP in existing or target.evolution == "evolve"
-        changes = (*found.changes, *_own_columns(target, existing))
-        told = (*found.told, *(() if stamped else (_unstamped(target),)))
-        changed = {change.column for change in found.changes}
-        exact = all(existing.get(c.name) == c.raw_type for c in columns if c.name not in changed)
-        marked = marked or existing.get(DELETED) == _MOMENT
-    columns += gone
-    names = {column.name for column in columns}
-    marked = marked and DELETED not in names
-    raw = RawTable(target, columns, unique, exact, stamped, marked, in_shards)
-    return Preparation(raw, created, changes, told, remembered)
+        return Preparation(raw, created, (), (), {column.name: column.base for column in columns})
+    found = drift.plan(target, columns, [c.name for c in table.columns], existing, before)
+    changed = {change.column for change in found.changes}
+    exact = all(existing.get(c.name) == c.raw_type for c in columns if c.name not in changed)
+    stamped = STAMP in existing or target.evolution == "evolve"
+    marked = marked or existing.get(DELETED) == _MOMENT
+    columns += found.gone
+    raw = RawTable(
+        target,
+        columns,
+        unique,
+        exact,
+        stamped,
+        marked and DELETED not in {column.name for column in columns},
+        citus.is_here(destination) and citus.has(destination, target),
+    )
+    changes = (*found.changes, *_own_columns(target, existing))
+    notices = found.told if stamped else (*found.told, _unstamped(target))
+    return Preparation(raw, None, changes, notices, found.remembered)
 
 
 def _refuse_own_names(target: Destination, table: Table) -> None:
@@ -144,27 +148,22 @@ def _refuse_own_names(target: Destination, table: Table) -> None:
 
 def _own_columns(target: Destination, existing: dict[str, str]) -> Iterator[Change]:
     """Yield what gives a table that was there before the columns that are ours."""
-    table = target.name
-    name = str(target)
     statement = sql.SQL("alter table {} add column {} timestamptz")
     if STAMP not in existing and target.evolution == "evolve":
-        stamp = statement.format(table, sql.Identifier(STAMP)) + sql.SQL(" not null default now()")
-        yield Change(stamp, f"{name} has {STAMP} from now on", STAMP)
+        stamp = statement.format(target.name, sql.Identifier(STAMP))
+        stamp += sql.SQL(" not null default now()")
+        yield Change(stamp, f"{target} has {STAMP} from now on", STAMP)
     if DELETED not in existing and target.deletes == "mark":
-        deleted = statement.format(table, sql.Identifier(DELETED))
-        if target.evolution == "freeze":
-            raise DriftError(
-                f"{target.key}: {name} has no {DELETED}, which exporter.deletes: mark needs,"
-                " and exporter.schema is freeze",
-                hint=deleted.as_string(None),
-            )
-        yield Change(deleted, f"{name} has {DELETED} from now on", DELETED)
+        deleted = statement.format(target.name, sql.Identifier(DELETED))
+        what = f"{target} has no {DELETED}, which exporter.deletes: mark needs"
+        drift.refuse_if_frozen(target, what, deleted)
+        yield Change(deleted, f"{target} has {DELETED} from now on", DELETED)
 
 
 def _unstamped(target: Destination) -> str:
     return (
-        f"{target} has no {STAMP}, and exporter.schema: freeze leaves"
-        " it so: no model can tell its new rows"
+        f"{target} has no {STAMP}, and exporter.schema: freeze leaves it so: no model can tell its"
+        " new rows"
     )
 
 
@@ -172,17 +171,16 @@ def _change(destination: Connection, target: Destination, statement: sql.Compose
     """Alter the raw table. Raises DriftError where something depends on it, or it is another's."""
     try:
         destination.execute(statement)
-    except psycopg.errors.FeatureNotSupported as error:  # a view has the column
-        raise DriftError(
-            f"{target.key}: {error.diag.message_primary}: {error.diag.message_detail}",
-            hint=f"{statement.as_string(destination)}; drop before it what depends on the column,"
-            " and make that anew after it, as dbt run does",
-        ) from None
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise DriftError(
-            f"{target.key}: {error.diag.message_primary}",
-            hint=f"{statement.as_string(destination)}; run it as the table's owner",
-        ) from None
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.InsufficientPrivilege) as error:
+        problem, advice = error.diag.message_primary, "run it as the table's owner"
+        if isinstance(error, psycopg.errors.FeatureNotSupported):  # a view has the column
+            problem = f"{problem}: {error.diag.message_detail}"
+            advice = (
+                "drop before it what depends on the column, and make that anew after it, as dbt run"
+                " does"
+            )
+        hint = f"{statement.as_string(destination)}; {advice}"
+        raise DriftError(f"{target.key}: {problem}", hint=hint) from None
 
 
 def creation(target: Destination, columns: Iterable[Column], *, key: bool = False) -> sql.Composed:
@@ -202,11 +200,8 @@ def creation(target: Destination, columns: Iterable[Column], *, key: bool = Fals
     if key and target.conflict_columns:
         names = sql.SQL(", ").join(sql.Identifier(name) for name in target.conflict_columns)
         parts.append(sql.SQL("primary key ({})").format(names))
-    return sql.SQL("create table {} (\n    {}\n){}").format(
-        target.name,
-        sql.SQL(",\n    ").join(parts),
-        fill,
-    )
+    columns_and_key = sql.SQL(",\n    ").join(parts)
+    return sql.SQL("create table {} (\n    {}\n){}").format(target.name, columns_and_key, fill)
 
 
 def oid_and_emptiness(destination: Connection, target: Destination) -> tuple[int, bool]:

@@ -85,15 +85,15 @@ select c.oid, c.relkind::text, c.reltuples,
         select from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid
         where l.relkind = 'f')),
     coalesce((
-        select array_agg(k.names) from (
-            select array_to_json(array_agg(a.attname))::text as names
+        select json_agg(k.names) from (
+            select array_agg(a.attname) as names
             from pg_index i
             join pg_attribute a on a.attrelid = i.indrelid
                 and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
             where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate
                 and i.indpred is null and i.indexprs is null
             group by i.indexrelid
-        ) k), '{}'),
+        ) k), '[]'),
     case when c.relhassubclass then array(
         with recursive part (oid) as (
             select inhrelid from pg_inherits where inhparent = c.oid
@@ -139,7 +139,11 @@ part (attnum, typid, typmod, is_array, depth) as (
 last as (select distinct on (attnum) * from part order by attnum, depth desc)
 select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
     format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
-    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod
+    l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod,
+    case when t.oid::bigint >= %(unstable)s then (
+        select e.extname from pg_depend d join pg_extension e on e.oid = d.refobjid
+        where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+            and d.refclassid = 'pg_extension'::regclass) end
 from col c join last l on l.attnum = c.attnum join pg_type t on t.oid = l.typid
 order by c.attnum
 """
@@ -154,31 +158,25 @@ def find_table(
         raise _missing_table(source, declared)
     oid, kind, rows, blocks, file, in_blocks, has_xmin, *more = found
     keys, partitions, indexed, elsewhere = more
-    columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
-    names = [column.name for column in columns]
-    for key, wanted in (
-        ("columns", declared.columns or ()),
-        ("exclude", declared.exclude),
-    ):
-        for name in wanted:
-            if name not in names and name not in declared.expressions:
-                raise missing_column(declared, f"source.{key}", name, names)
-    return Table(
+    table = Table(
         declared=declared,
         oid=oid,
         kind=kind,
-        columns=columns,
+        columns=_columns(source, destination, oid),
         computed=_computed(source, destination, declared),
         blocks=blocks,
         rows=rows,
         file=file or "",
         has_xmin=has_xmin,
         in_blocks=in_blocks,
-        unique_keys=tuple(frozenset(_names(text)) for text in keys),
+        unique_keys=tuple(map(frozenset, keys)),
         partitions=tuple(partitions),
         indexed=frozenset(indexed),
         elsewhere=elsewhere,
     )
+    require(table, "source.columns", declared.columns or ())
+    require(table, "source.exclude", declared.exclude)
+    return table
 
 
 # From statistics: to ask for a file's size would wait where a table is locked.
@@ -255,7 +253,7 @@ def indexes(connection: Connection, oid: int) -> list[Index]:
 
 def columns_of(source: Connection, oid: int) -> tuple[Column, ...]:
     """Return a table's columns. ``raw_type`` is what a destination gives them that knows it."""
-    return _columns(source, None, {"oid": oid, **_NO_EXPRESSIONS})
+    return _columns(source, None, oid)
 
 
 def planned_rows(connection: Connection, query: sql.Composable) -> int:
@@ -282,21 +280,18 @@ def missing_column(declared: SourceTable, key: str, name: str, known: Sequence[s
     )
 
 
-_NO_EXPRESSIONS: dict[str, object] = {"names": [], "types": [], "typmods": []}
-
-
 def _computed(
     source: Connection, destination: Connection | None, declared: SourceTable
 ) -> tuple[Column, ...]:
     """Describe what the definition's expressions give. Raises SourceError for a wrong one."""
-    found = []
+    if not declared.expressions:
+        return ()
+    types, typmods = [], []
     for name, expression in declared.expressions.items():
-        statement = sql.SQL("select ({}) from {} limit 0").format(
-            sql.SQL(expression), declared.name
-        )
+        query = sql.SQL("select ({}) from {} limit 0").format(sql.SQL(expression), declared.name)
         try:
             with source.transaction():
-                result = source.execute(statement).pgresult
+                result = source.execute(query).pgresult
         except psycopg.ProgrammingError as error:
             raise SourceError(
                 f"{declared.where}: exporter.source.columns: the expression of {name}:"
@@ -304,23 +299,26 @@ def _computed(
                 hint="it is SQL that the source computes for each row",
             ) from None
         assert result is not None
-        found.append((name, result.ftype(0), result.fmod(0)))
-    if not found:
-        return ()
-    names, types, typmods = (list(values) for values in zip(*found, strict=True))
-    values = {"oid": 0, "names": names, "types": types, "typmods": typmods}
+        types.append(result.ftype(0))
+        typmods.append(result.fmod(0))
     return tuple(
         column._replace(expression=declared.expressions[column.name])
-        for column in _columns(source, destination, values)
+        for column in _columns(source, destination, 0, [*declared.expressions], types, typmods)
     )
 
 
 def _columns(
-    source: Connection, destination: Connection | None, asked: dict[str, object]
+    source: Connection,
+    destination: Connection | None,
+    oid: int,
+    names: Sequence[str] = (),
+    types: Sequence[int] = (),
+    typmods: Sequence[int] = (),
 ) -> tuple[Column, ...]:
-    rows = source.execute(_COLUMNS, asked).fetchall()
-    extensions = raw_types.extensions(source, [row[6] for row in rows])
-    kinds = [raw_types.Kind(*(*row[4:], extensions.get(row[6]))) for row in rows]
+    """Describe the columns of a table, and expressions whose names and types are given."""
+    asked = {"oid": oid, "names": [*names], "types": [*types], "typmods": [*typmods]}
+    rows = source.execute(_COLUMNS, asked | {"unstable": raw_types.FIRST_UNSTABLE_OID}).fetchall()
+    kinds = [raw_types.Kind(*row[4:]) for row in rows]
     ours = source.info.server_version
     theirs = destination.info.server_version if destination else ours
     known = raw_types.known(destination, kinds, ours)
@@ -331,23 +329,14 @@ def _columns(
     return tuple(columns)
 
 
-def _names(text: str) -> list[str]:
-    import json  # noqa: PLC0415
-
-    return [str(name) for name in json.loads(text)]
-
-
 def _missing_table(source: Connection, declared: SourceTable) -> SourceError:
-    known = [
-        row[0]
-        for row in source.execute(
-            "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')",
-            (declared.schema,),
-        )
-    ]
+    known = source.execute(
+        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')",
+        (declared.schema,),
+    )
     wanted = f'{declared.schema}."{declared.table}"'
     return SourceError(
         f"{declared.where}: the source database has no table {wanted}",
-        hint=nearest(declared.table, known),
+        hint=nearest(declared.table, [name for (name,) in known]),
     )

@@ -11,20 +11,10 @@ import psycopg
 from exporter.wire import Connection
 
 TEXTS = ("text", "text[]")
-# Their values point into one server's catalog, or have no input form.
+# Their values mean something within one server alone, or have no input form. So do those of the
+# types whose names begin with reg, which are ids in the catalog.
 _TEXT_ONLY = frozenset(
     [
-        "regclass",
-        "regcollation",
-        "regconfig",
-        "regdictionary",
-        "regnamespace",
-        "regoper",
-        "regoperator",
-        "regproc",
-        "regprocedure",
-        "regrole",
-        "regtype",
         "aclitem",
         "pg_node_tree",
         "pg_ndistinct",
@@ -42,7 +32,7 @@ _TEXT_FORM = frozenset(["tsquery", "oidvector", "int2vector"])
 _INFINITE_SINCE = {"numeric": 140000, "interval": 170000}
 _NUMERIC_OF_ANY_SCALE = 150000
 _CHAR_IN_ESCAPES = 150000  # a "char" beyond ASCII is \377 in text; an older server takes the \
-_FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
+FIRST_UNSTABLE_OID = 10000  # below it, PostgreSQL assigns type ids by hand: the same everywhere
 
 
 class Kind(NamedTuple):
@@ -65,10 +55,12 @@ class Kind(NamedTuple):
     @property
     def kept(self) -> bool:
         """Whether raw may have the type itself, if the destination knows it."""
+        built_in = self.oid < FIRST_UNSTABLE_OID
         return (
-            (self.oid < _FIRST_UNSTABLE_OID or self.extension is not None)
+            (built_in or self.extension is not None)
             and self.typtype in ("b", "r", "m")
             and self.name not in _TEXT_ONLY
+            and not (built_in and self.name.startswith("reg"))
             and not (self.nested_array and self.is_array)
         )
 
@@ -84,20 +76,6 @@ where w.extension is null or exists (
     where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         and d.refclassid = 'pg_extension'::regclass and e.extname = w.extension)
 """
-
-
-def extensions(source: Connection, oids: Sequence[int]) -> dict[int, str]:
-    """Return the extensions that types belong to. Built-in types cost no question."""
-    asked = [oid for oid in oids if oid >= _FIRST_UNSTABLE_OID]
-    if not asked:
-        return {}
-    found = source.execute(
-        "select d.objid::bigint, e.extname from pg_depend d"
-        " join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass"
-        " where d.classid = 'pg_type'::regclass and d.deptype = 'e' and d.objid = any (%s::oid[])",
-        (asked,),
-    )
-    return dict(found.fetchall())
 
 
 def known(destination: Connection | None, kinds: Sequence[Kind], source: int) -> dict[Kind, str]:

@@ -25,7 +25,7 @@ from exporter.state.position import (
     take_over,
     write,
 )
-from exporter.state.runs import Result, Totals, outcome, record, record_failure, take_counts
+from exporter.state.runs import Result, Totals, record, record_failure, take_counts
 
 __all__ = [
     "RUNS",
@@ -48,7 +48,6 @@ __all__ = [
     "judge",
     "later",
     "lock",
-    "outcome",
     "read",
     "record",
     "record_failure",

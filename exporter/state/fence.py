@@ -21,13 +21,8 @@ from exporter.state import position
 from exporter.state.position import RUNS, STATE
 from exporter.wire import Connection
 
+Part = tuple[int, int, int]  # a range: its number, its first block, the block after its last one
 _PATIENCE = 20.0  # seconds for sessions to end
-_HOLDERS = (
-    "select pid from pg_locks where locktype = 'advisory' and objsubid = 2 and granted"
-    " and database = (select oid from pg_database where datname = current_database())"
-    " and classid = %(definition)s::oid and pid <> pg_backend_pid()"
-    " and (%(range)s::int is null or objid = %(range)s::int::oid)"
-)
 
 
 def close(destination: Connection, target: Destination) -> None:
@@ -43,13 +38,16 @@ def close(destination: Connection, target: Destination) -> None:
 
 def end_sessions(destination: Connection, target: Destination, part: int | None = None) -> None:
     """End the sessions that hold a range, or any of the definition. Raises DatabaseError."""
-    asked = {"definition": position.lock_number(target) >> 32, "range": part}
+    statement = (
+        "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory'"
+        " and objsubid = 2 and granted and pid <> pg_backend_pid() and classid = %s::oid"
+        " and database = (select oid from pg_database where datname = current_database())"
+        " and objid = coalesce(%s::int::oid, objid)"
+    )
+    lock = (position.lock_number(target) >> 32, part)
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
-        found = destination.execute(
-            f"select count(pg_terminate_backend(pid)) from ({_HOLDERS}) h",  # noqa: S608
-            asked,
-        ).fetchone()
+        found = destination.execute(statement, lock).fetchone()
         if not found or not found[0]:
             return
         time.sleep(0.05)
@@ -59,26 +57,25 @@ def end_sessions(destination: Connection, target: Destination, part: int | None 
     )
 
 
-def hold(destination: Connection, target: Destination, run: str, part: int, end: int) -> bool:
+def hold(destination: Connection, target: Destination, run: str, part: Part) -> bool:
     """Take a range for this transaction, False if it has landed before.
 
     The session of an earlier attempt at it is ended. Raises LockedError where the run is over.
     """
-    number = position.lock_number(target) >> 32
-    row = destination.execute(
-        "select pg_try_advisory_xact_lock(%s::int, %s::int)", (number, part)
-    ).fetchone()
+    number, _, end = part
+    lock = (position.lock_number(target) >> 32, number)
+    row = destination.execute("select pg_try_advisory_xact_lock(%s::int, %s::int)", lock).fetchone()
     if not row or not row[0]:
-        end_sessions(destination, target, part)
-        destination.execute("select pg_advisory_xact_lock(%s::int, %s::int)", (number, part))
-    return _lies_ahead(destination, target, run, end)
+        end_sessions(destination, target, number)
+        destination.execute("select pg_advisory_xact_lock(%s::int, %s::int)", lock)
+    return _is_left(destination, target, run, end)
 
 
 def advance(
     destination: Connection,
     target: Destination,
     run: str,
-    blocks: tuple[int, int],
+    part: Part,
     stamp: str,
     counts: tuple[int, int, int, int],  # the run's id, rows read, rows written, bytes
     wait: Callable[[], None],
@@ -89,44 +86,28 @@ def advance(
     run is over.
     """
     run_id, rows, written, size = counts
+    _, first, end = part
     statement = sql.SQL(
-        "with moved as (update {} set next_block = %(end)s, exported_at = %(stamp)s,"
-        " updated_at = now()"
-        " where relation = %(relation)s and run = %(run)s and next_block = %(first)s"
-        " returning 1),"
-        " told as (update {} set rows_read = rows_read + %(rows)s, bytes = bytes + %(size)s,"
-        " rows_written = rows_written + %(written)s, rows_unchanged = rows_unchanged"
-        " + %(rows)s - %(written)s, batches = batches + 1"
-        " where id = %(id)s and exists (select from moved))"
+        "with moved as (update {} set next_block = %s, exported_at = %s, updated_at = now()"
+        " where relation = %s and run = %s and next_block = %s returning 1),"
+        " counted as (update {} set rows_read = rows_read + %s, rows_written = rows_written + %s,"
+        " rows_unchanged = rows_unchanged + %s, bytes = bytes + %s, batches = batches + 1"
+        " where id = %s and exists (select from moved))"
         " select count(*) from moved"
     ).format(STATE, RUNS)
-    values = {
-        "relation": str(target),
-        "run": run,
-        "first": blocks[0],
-        "end": blocks[1],
-        "stamp": stamp,
-        "id": run_id,
-        "rows": rows,
-        "written": written,
-        "size": size,
-    }
+    moves = (end, stamp, str(target), run, first)
+    counted = (rows, written, rows - written, size, run_id)
     while True:
-        moved = destination.execute(statement, values).fetchone()
+        moved = destination.execute(statement, (*moves, *counted)).fetchone()
         if moved and moved[0]:
             return True
-        if not _lies_ahead(destination, target, run, blocks[1]):
+        if not _is_left(destination, target, run, end):
             return False
         wait()
 
 
-def check_holder(destination: Connection, target: Destination) -> None:
-    """Raise LockedError where the run that ranges belong to has ended without a word."""
-    if position.holder(destination, target) is None:
-        raise LockedError(f"{target.key}: the load whose ranges these are has ended")
-
-
-def _lies_ahead(destination: Connection, target: Destination, run: str, end: int) -> bool:
+def _is_left(destination: Connection, target: Destination, run: str, end: int) -> bool:
+    """Whether a range has yet to land. Raises LockedError."""
     now = position.read(destination, target)
     if now.run != run:
         raise LockedError(f"{target.key}: another run has taken this load over")

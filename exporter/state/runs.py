@@ -1,4 +1,4 @@
-"""What a run did, and where it is told: a line, a JSON object, a row of ``_exporter_runs``."""
+"""What a run did, and how it is reported: a line, a JSON object, a row of ``_exporter_runs``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from psycopg import sql
 
-from exporter.errors import ExporterError, LockedError, StoppedError
+from exporter.errors import ExporterError
 from exporter.state.position import RUNS, Position, as_dict
 from exporter.wire import Connection
+
+_COUNTS = ("rows_read", "rows_written", "rows_unchanged", "rows_deleted", "batches", "bytes")
 
 
 @dataclass
@@ -38,12 +40,9 @@ class Totals:
         """Rows that were read and were in raw already as they are."""
         return self.rows_read - self.rows_written
 
-
-def outcome(error: ExporterError) -> str:
-    """Return ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
-    if isinstance(error, StoppedError):
-        return "interrupted"
-    return "locked" if isinstance(error, LockedError) else "failed"
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts as ``--json`` and the run's row have them."""
+        return {name: getattr(self, name) for name in _COUNTS}
 
 
 @dataclass
@@ -62,22 +61,16 @@ class Result:
 
     @property
     def status(self) -> str:
-        """``ok``, or what ``outcome`` says of the error."""
-        return outcome(self.error) if self.error else "ok"
+        """``ok``, ``failed``, ``locked`` by another run, or ``interrupted`` by a signal."""
+        return self.error.outcome if self.error else "ok"
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` and the log in JSON tell."""
-        totals, cursor = self.totals, self.cursor
         return {
             "key": self.key,
             "status": self.status,
-            "rows_read": totals.rows_read,
-            "rows_written": totals.rows_written,
-            "rows_unchanged": totals.rows_unchanged,
-            "rows_deleted": totals.rows_deleted,
-            "batches": totals.batches,
-            "bytes": totals.bytes,
-            "cursor": as_dict(cursor),
+            **self.totals.as_dict(),
+            "cursor": as_dict(self.cursor),
             "seconds": round(self.seconds, 3),
             "error": str(self.error) if self.error else None,
         }
@@ -98,19 +91,14 @@ class Result:
 
 def record(destination: Connection, result: Result, status: str) -> None:
     """Write the run's row: ``running`` until its last call, which says how the run ended."""
-    totals, cursor = result.totals, result.cursor
+    value, id = result.cursor or (None, None)
     values = {
         "key": result.key,
         "command": result.command,
         "status": status,
-        "rows_read": totals.rows_read,
-        "rows_written": totals.rows_written,
-        "rows_unchanged": totals.rows_unchanged,
-        "rows_deleted": totals.rows_deleted,
-        "batches": totals.batches,
-        "bytes": totals.bytes,
-        "cursor_value": cursor.value if cursor else None,
-        "cursor_id": cursor.id if cursor else None,
+        **result.totals.as_dict(),
+        "cursor_value": value,
+        "cursor_id": id,
         "error": result.error.message if result.error else None,
     }
     names = sql.SQL(", ").join(sql.Identifier(name) for name in values)
@@ -142,24 +130,17 @@ def record_failure(destination: Connection, result: Result) -> None:
 
     A commit whose answer we did not wait for, or did not get, may count or not: we cannot tell.
     """
-    message = result.error.message if result.error else None
-    destination.execute(
-        sql.SQL(
-            "update {} set (status, error, finished_at) = (%s, %s, clock_timestamp())"
-            " where id = %s and key = %s"
-        ).format(RUNS),
-        (result.status, message, result.run_id, result.key),
-    )
-    if not take_counts(destination, result):
+    with destination.transaction():  # a range that is being committed elsewhere counts after us
+        take_counts(destination, result)
         record(destination, result, result.status)
 
 
 def take_counts(destination: Connection, result: Result) -> bool:
-    """Take over what the run's row has counted; False where it is not there."""
+    """Take over what the run's row has counted, and lock it; False where it is not there."""
     row = destination.execute(
         sql.SQL(
             "select rows_read, rows_written, rows_deleted, batches, bytes, cursor_value, cursor_id"
-            " from {} where id = %s and key = %s"
+            " from {} where id = %s and key = %s for update"
         ).format(RUNS),
         (result.run_id, result.key),
     ).fetchone()

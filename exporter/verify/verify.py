@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from dataclasses import dataclass, field
@@ -13,12 +14,11 @@ from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load import deletes
 from exporter.load.one import load
-from exporter.load.transfer import After, Transfer, refuse_more
+from exporter.load.transfer import After, Transfer
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
 from exporter.source import Table, describe, find_table, reader_of
-from exporter.state import outcome
 from exporter.terminal import Console, signals
 from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
 
@@ -28,8 +28,8 @@ class Verdict:
     """What a comparison found. Rows in flight are those that the next load lands."""
 
     key: str
-    rows_source: int = 0
-    rows_raw: int = 0
+    sums: Sums = field(default_factory=Sums)
+    missing_columns: tuple[str, ...] = ()  # of raw
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(compare.KINDS, 0))
     rows: list[Difference] = field(default_factory=list)  # the first of each kind
     repaired: bool = False
@@ -46,9 +46,9 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """``equal``, ``different``, ``repaired``, or what ``outcome`` says of the error."""
+        """``equal``, ``different``, ``repaired``, or the error's outcome."""
         if self.error is not None:
-            return outcome(self.error)
+            return self.error.outcome
         if not self.differs:
             return "equal"
         return "repaired" if self.repaired and not self.kept else "different"
@@ -58,13 +58,10 @@ class Verdict:
         return {
             "key": self.key,
             "status": self.status,
-            "rows_source": self.rows_source,
-            "rows_raw": self.rows_raw,
+            "rows_source": self.sums.rows_source,
+            "rows_raw": self.sums.rows_raw,
             **{kind.replace(" ", "_"): count for kind, count in self.counts.items()},
-            "rows": [
-                {"kind": one.kind, "key": one.row, "columns": list(one.columns)}
-                for one in self.rows
-            ],
+            "rows": [one._asdict() for one in self.rows],
             "landed": self.landed,
             "deleted": self.deleted,
             "seconds": round(self.seconds, 3),
@@ -76,16 +73,16 @@ class Verdict:
         return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
-        told = [f"{count:,} {kind}" for kind, count in self.counts.items() if count]
+        counts = [f"{count:,} {kind}" for kind, count in self.counts.items() if count]
         lines = [
-            f"{self.key}: {self.rows_source:,} rows at the source, {self.rows_raw:,} in raw,"
-            f" compared in {self.seconds:.1f} s",
-            f"  {', '.join(told) if self.differs else ', '.join(['equal', *told])}",
+            f"{self.key}: {self.sums.rows_source:,} rows at the source, {self.sums.rows_raw:,} in"
+            f" raw, compared in {self.seconds:.1f} s",
+            f"  {', '.join(counts if self.differs else ['equal', *counts])}",
         ]
         for kind in compare.KINDS:
             named = [one for one in self.rows if one.kind == kind]
             for one in named:
-                key = ", ".join(f"{name}={value}" for name, value in one.row.items())
+                key = ", ".join(f"{name}={value}" for name, value in one.key.items())
                 columns = f": {', '.join(one.columns)}" if one.columns else ""
                 lines.append(f"  {kind:<9}  {key}{columns}")
             if named and self.counts[kind] > len(named):
@@ -100,19 +97,14 @@ class Verdict:
 def advice(definition: Definition, verdict: Verdict) -> str:
     """Return what to do about rows that differ."""
     command = f"exporter verify {definition.key} --repair"
-    counts = verdict.counts
+    counts, target = verdict.counts, definition.destination
     gone = verdict.kept or (0 if counts["missing"] or counts["different"] else counts["extra"])
-    if (
-        gone
-        and definition.destination.conflict_columns
-        and definition.destination.deletes == "ignore"
-    ):
+    if gone and target.conflict_columns and target.deletes == "ignore":
         return (
-            f"{gone:,} rows are gone at the source, and stay while"
-            f" exporter.deletes is ignore; set it to mark or remove ({definition.where}), then"
-            f" {command}"
+            f"{gone:,} rows are gone at the source, and stay while exporter.deletes is ignore;"
+            f" set it to mark or remove ({definition.where}), then {command}"
         )
-    if definition.destination.mode == "append":
+    if target.mode == "append":
         command = f"exporter load {definition.key} --full-refresh"
     return f"raw is not what the source is: {command} makes it so"
 
@@ -125,7 +117,6 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
     """
     verdict = Verdict(definition.key)
     began = time.monotonic()
-    looked: list[tuple[Comparison, Sums]] = []
 
     def attempt() -> None:
         with (
@@ -133,12 +124,11 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
             connect("DATABASE_URL_CORE") as source,
             stopped_in_order(source, destination),
         ):
-            looked.append(_look(definition, source, destination, verdict, console))
+            _compare(definition, source, destination, verdict, console)
 
+    say = functools.partial(console.say, key=definition.key)
     try:
-        with_retries(
-            attempt, lambda why: console.say(f"{why}; connecting again", key=definition.key)
-        )
+        with_retries(attempt, lambda why: say(f"{why}; connecting again"))
     except psycopg.Error as error:
         hint = None
         if isinstance(error, psycopg.errors.QueryCanceled):
@@ -150,61 +140,45 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
         verdict.error = signals.reason(stop, f"{definition.key}: interrupted")
     verdict.seconds = time.monotonic() - began
     if repair and verdict.differs and verdict.error is None:
+        after, command = _repairing(verdict, most), "verify --repair"
         with Sessions() as sessions:
-            done = load(
-                definition,
-                console,
-                sessions,
-                after=_repairing(verdict, *looked[-1], most),
-                command="verify --repair",
-            )
-        verdict.error = done.error
-        verdict.repaired = done.error is None
+            verdict.error = load(definition, console, sessions, after=after, command=command).error
+        verdict.repaired = verdict.error is None
     return verdict
 
 
-def _look(
+def _compare(
     definition: Definition,
     source: Connection,
     destination: Connection,
     verdict: Verdict,
     console: Console,
-) -> tuple[Comparison, Sums]:
+) -> None:
+    say = functools.partial(console.say, key=definition.key)
     table = find_table(source, definition.source, destination)
     describe(definition, table)
     both = comparison(source, destination, definition.destination, table)
     if both.missing:
-        names = ", ".join(both.missing)
-        console.say(f"raw does not have {names} yet, the next load adds it", key=definition.key)
+        say(f"raw does not have {', '.join(both.missing)} yet, the next load adds it")
     if not definition.destination.conflict_columns:
         names = ", ".join(one.name for one in both.raw.keys)
-        console.say(f"has no conflict_columns: its rows are told by {names}", key=definition.key)
+        say(f"has no conflict_columns: its rows are told by {names}")
     text = both.source.rows().as_string(source)
-    console.say(f"source: {text}", "debug", key=definition.key, event="sql", sql=text)
-    sums = compare.sums(
-        source,
-        destination,
-        both,
-        lambda rows, size: console.progress(definition.key, rows, size, table.rows),
+    say(f"source: {text}", "debug", event="sql", sql=text)
+    verdict.missing_columns = both.missing
+    verdict.sums = compare.sums(
+        both, lambda rows, size: console.progress(definition.key, rows, size, table.rows)
     )
-    verdict.rows_source, verdict.rows_raw = sums.rows_source, sums.rows_raw
-    if sums.differ:
-        _look_closer(source, destination, definition, both, sums, verdict)
-    return both, sums
+    if verdict.sums.differ:
+        _classify(definition, both, verdict)
 
 
-def _look_closer(
-    source: Connection,
-    destination: Connection,
-    definition: Definition,
-    both: Comparison,
-    sums: Sums,
-    verdict: Verdict,
-) -> None:
-    """Tell lost rows from those in flight, by raw and position as of one moment.
+def _classify(definition: Definition, both: Comparison, verdict: Verdict) -> None:
+    """Distinguish lost rows from those in flight, by raw and position as of one moment.
 
     The source is looked at after them: what it has then and they have not is for the next load.
     """
+    source, destination = both.source.session, both.raw.session
     destination.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     with destination.transaction():
         stored = state.State()
@@ -212,37 +186,28 @@ def _look_closer(
             stored = state.read(destination, definition.destination)
         reader = reader_of(definition, source)
         with reader.opened(stored, None):
-            flight, young = reader.in_flight(stored), deletes.not_yet(both, reader.horizon)
-            verdict.counts = compare.narrow(
-                source, destination, both, sums, flight=flight, young=young
+            verdict.counts = compare.classify(
+                both,
+                verdict.sums,
+                in_flight=reader.in_flight(stored),
+                unreplicated=both.unreplicated(reader.horizon),
             )
-            verdict.rows = compare.name(source, destination, both)
+            verdict.rows = compare.differing_rows(both)
 
 
-def _repairing(verdict: Verdict, before: Comparison, sums: Sums, most: float) -> After:
+def _repairing(verdict: Verdict, max_percent: float) -> After:
     """Return what the load is to do when it has landed what was in flight."""
 
     def after(transfer: Transfer, table: Table) -> None:
         attempt, target = transfer.attempt, transfer.raw.target
-        source, destination = attempt.source, attempt.destination
-        both = comparison(source, destination, target, table)
-        seen = sums
-        if before.missing:  # columns that the load has given to raw meanwhile
-            seen = compare.sums(source, destination, both)
-        applies = target.deletes != "ignore"
-        with destination.transaction():
-            young = deletes.not_yet(both, transfer.plan.horizon)
-            found = compare.narrow(source, destination, both, seen, young=young)
-            stamp = deletes.next_stamp(transfer)
-            if applies:
-                command = f"exporter verify {target.key} --repair"
-                refuse_more(target.key, found["extra"], seen.rows_raw, most, command)
-                deletes.apply(transfer, both, stamp)
-            if found["missing"] or found["different"]:
-                where = seen.condition(both.source)
-                verdict.landed = transfer.land_at_once(table, where, stamp)
-            deletes.store(transfer, stamp)
+        both = comparison(attempt.source, attempt.destination, target, table)
+        # Columns that raw lacked, the load has given to it meanwhile.
+        sums = compare.sums(both) if verdict.missing_columns else verdict.sums
+        before = attempt.result.totals.rows_written
+        command = f"exporter verify {target.key} --repair"
+        counts = deletes.settle(transfer, both, sums, max_percent, command, land=True)
+        verdict.landed = attempt.result.totals.rows_written - before
         verdict.deleted = attempt.result.totals.rows_deleted
-        verdict.kept = 0 if applies else found["extra"]
+        verdict.kept = counts["extra"] if target.deletes == "ignore" else 0
 
     return after

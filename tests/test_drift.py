@@ -150,7 +150,7 @@ def test_view_in_the_way_is_named(thing: Workplace) -> None:
     thing.query(thing.analytics, "create view seen as select v from analytics_raw.thing")
     thing.query(thing.core, f"alter table thing alter v type text; {INSERT}")
     said = refused(thing)
-    assert "view seen depends on" in said
+    assert "view public.seen depends on" in said
     assert 'alter column "v" type text' in said
 
 

@@ -43,6 +43,7 @@ def plan_first(load: Load, *, empty: bool, same: bool) -> ranges.FirstLoad:
         # version of one that has changed since may be.
         changed_since=load.view.xmin_since if same else None,
         snapshot=None,
+        paths=(load.source.path, load.destination.path),
     )
 
 

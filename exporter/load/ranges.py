@@ -60,6 +60,7 @@ class FirstLoad(NamedTuple):
     run_id: int
     changed_since: str | None  # rows from this transaction id on are left for later
     snapshot: str | None  # exported by the session that holds it open
+    paths: tuple[str, str] = ("", "")  # where the source's session and raw's have to look
 
     def ranges(self) -> Iterator[Range]:
         """Yield what is to be landed, in the order of landing."""
@@ -122,6 +123,8 @@ def land(
     ``wait`` called again and again while it is another range's turn; it may raise to give up.
     """
     taken: deque[Range] = deque()
+    for session, path in zip((source, destination), first.paths, strict=True):
+        session.look_in(path)
 
     def produce() -> Iterator[Block]:
         for part in parts:

@@ -115,7 +115,12 @@ order by c.attnum
 def find_table(
     source: Connection, definition: Definition, destination: Connection | None = None
 ) -> Table:
-    """Read the source table's catalog entry. Raises SourceError where it is not there."""
+    """Read the source table's catalog entry. Raises SourceError where it is not there.
+
+    From then on both sessions find what the table's rows are read and compared with.
+    """
+    for session in (source, destination) if destination else (source,):
+        session.look_in("")  # the table before may have needed more
     found = source.execute(
         _RELATION, (definition.source.schema, definition.source.table)
     ).fetchone()
@@ -131,11 +136,13 @@ def find_table(
         for name in wanted:
             if name not in names and name not in definition.source.expressions:
                 raise missing_column(definition, f"source.{key}", name, names)
+    computed = _computed(source, destination, definition)
+    _look_further(source, destination, definition, kind, (*columns, *computed))
     return Table(
         oid=oid,
         kind=kind,
         columns=columns,
-        computed=_computed(source, destination, definition),
+        computed=computed,
         blocks=blocks,
         rows=rows,
         file=file or "",
@@ -143,6 +150,44 @@ def find_table(
         in_blocks=in_blocks,
         unique_keys=tuple(frozenset(_names(text)) for text in keys),
     )
+
+
+def _look_further(
+    source: Connection,
+    destination: Connection | None,
+    definition: Definition,
+    kind: str,
+    columns: Iterable[Column],
+) -> None:
+    """Widen the search paths by what the rows of this table need, which for most is nothing.
+
+    Sessions look in pg_catalog alone: what somebody has put into `public` must not run in the place
+    of PostgreSQL's own. But a definition's expressions, and functions behind a view, were written
+    for the role's own path; and values of an extension's type in a key are compared by operators
+    that are in the type's schema: in pg_catalog, those of text would be taken for citext.
+    """
+    cursor = definition.source.cursor
+    names = {*definition.destination.conflict_columns, cursor.field, cursor.id_field}
+    keys = [column for column in columns if column.name in names]
+    paths = [_schemas_of(source, [column.base for column in keys])]
+    if definition.source.expressions or kind == "v":
+        paths.append(source.role_path.strip())
+    source.look_in(", ".join(path for path in paths if path))
+    if destination:
+        destination.look_in(_schemas_of(destination, [column.raw_type for column in keys]))
+
+
+def _schemas_of(connection: Connection, types: Iterable[str]) -> str:
+    """Return the schemas of types, as a search path. Built-in types cost no question."""
+    asked = [one for one in types if "." in one]  # qualified: not of pg_catalog
+    if not asked:
+        return ""
+    row = connection.execute(
+        "select string_agg(distinct quote_ident(n.nspname), ', ') from unnest(%s::text[]) w"
+        " join pg_type t on t.oid = to_regtype(w) join pg_namespace n on n.oid = t.typnamespace",
+        (asked,),
+    ).fetchone()
+    return row[0] or "" if row else ""
 
 
 # From statistics: to ask for a file's size would wait where a table is locked.
@@ -255,6 +300,7 @@ def _computed(
 ) -> tuple[Column, ...]:
     """Describe what the definition's expressions give. Raises SourceError for a wrong one."""
     found = []
+    source.look_in(source.role_path if definition.source.expressions else "")
     for name, expression in definition.source.expressions.items():
         statement = sql.SQL("select ({}) from {} limit 0").format(
             sql.SQL(expression), definition.source.name
@@ -270,6 +316,7 @@ def _computed(
             ) from None
         assert result is not None
         found.append((name, result.ftype(0), result.fmod(0)))
+    source.look_in("")
     if not found:
         return ()
     names, types, typmods = (list(values) for values in zip(*found, strict=True))

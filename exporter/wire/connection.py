@@ -1,9 +1,13 @@
-"""Sessions on the two databases."""
+"""Sessions on the databases."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,38 +18,189 @@ from psycopg.pq import TransactionStatus
 from exporter.config.environment import url
 from exporter.errors import DatabaseError
 from exporter.terminal import signals
+from exporter.wire import pooler, settings
 
-Connection = psycopg.Connection[Any]
 # Where a connection is lost, psycopg would tell of the rollback that it could not send.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
-# The text form of every value must mean the same on both sides, whatever the servers default to.
-_SETTINGS = (
-    "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex "
-    "-c extra_float_digits=3 -c lc_monetary=C -c xmloption=content -c array_nulls=on "
-    "-c quote_all_identifiers=off -c synchronize_seqscans=off -c jit=off"
-)
+# A peer that falls silent, such as a machine that is cut off, ends a session within a minute.
+# Ignored on Unix sockets. TCP's own two hours, and a quarter of one while data is on its way, are
+# longer than anybody waits for a load.
+_KEEPALIVES = {
+    "keepalives_idle": 30,  # seconds
+    "keepalives_interval": 10,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 50_000,  # milliseconds
+}
+_CANCEL = 5.0  # seconds
+
+
+class Connection(psycopg.Connection[Any]):
+    """A session that ``connect`` opened, on the database that ``variable`` names."""
+
+    variable = ""
+    options = ""  # libpq's, as the URL has them
+    role_path = ""  # the search path that the role, the database or the URL give
+    path = ""  # what is looked through after pg_catalog
+    backend: tuple[int, str] | None = None  # the server's process, and when it began
+    _widened = False
+
+    def settle(self) -> None:
+        """Make the settings that hold from now on, also where ``discard all`` has ended them.
+
+        One round trip. Raises DatabaseError where one does not take effect, psycopg.Error.
+        """
+        asked = settings.wanted(self.info.server_version, self.options)
+        cursor = self.execute(settings.statement(asked).encode())
+        before = cursor.fetchone()
+        cursor.nextset()
+        row = cursor.fetchone()
+        assert before is not None
+        assert row is not None
+        *held, pid, began = row
+        wrong = settings.refused(asked, held)
+        if wrong:
+            raise DatabaseError(
+                f"{self.variable}: a setting did not take effect: {wrong}",
+                hint="name PostgreSQL's own address, or a pooler's that passes settings on",
+            )
+        if self.backend is None:
+            self.role_path, self.backend = before[0], (pid, began)
+        elif self.backend != (pid, began):
+            raise _shared(self.variable, "transaction")
+        self.path, self._widened = "", False
+
+    def look_in(self, path: str) -> None:
+        """Find names in ``pg_catalog``, then in this search path, "" for none.
+
+        Holds until it is called again, or the transaction that it is called in is rolled back.
+        """
+        if not path and not self._widened:
+            return  # what most loads need costs no round trip
+        self.execute(
+            "select pg_catalog.set_config('search_path', %s, false)",
+            (f"pg_catalog, {path}" if path else "pg_catalog",),
+        )
+        # Stays so when the path is narrow again: a rollback would widen it.
+        self.path, self._widened = path, True
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel what the session does; once all has to stop, in the time that is left."""
+        super().cancel_safe(timeout=signals.within(timeout))
+
+
+_lock = threading.Lock()
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+_connecting: list[str] = []
+_direct: set[str] = set()  # URLs that lead to a server, or to a pool in session mode
+_looking = threading.Lock()  # one session at a time looks where its URL leads
 
 
 def connect(variable: str) -> Connection:
     """Open an autocommit session on the database that a variable names. Raises DatabaseError."""
-    parts = conninfo_to_dict(url(variable))
-    parts["options"] = f"{parts.get('options') or ''} {_SETTINGS}".strip()
-    parts.setdefault("connect_timeout", 10)
+    address = url(variable)
+    parts: dict[str, Any] = conninfo_to_dict(address)
+    parts["client_encoding"] = "UTF8"
     parts.setdefault("application_name", "dbt-exporter")
+    parts.setdefault("connect_timeout", 10)
+    if signals.stopping():  # only the record of the failure is left to be written
+        parts["connect_timeout"] = 2
+    if str(parts.get("keepalives", "1")) != "0":
+        parts = _KEEPALIVES | parts
+    secrets = [str(parts[name]) for name in ("password", "sslpassword") if parts.get(name)]
+    _connecting.append(variable)
     try:
-        return psycopg.connect(
-            make_conninfo("", **parts, client_encoding="UTF8"),
-            autocommit=True,
-            prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
-        )
-    except psycopg.OperationalError as error:
+        connection = _opened(variable, parts)
+        with _looking if address not in _direct else contextlib.nullcontext():
+            if address not in _direct:
+                _refuse_shared(connection, parts)
+                _direct.add(address)
+    except psycopg.Error as error:
         reason = " ".join(str(error).split())
-        password = parts.get("password")
-        if password:
-            reason = reason.replace(str(password), "***")
-        raise DatabaseError(
-            f"{variable}: {reason}", hint="is the server up, and the URL right?"
-        ) from None
+        for secret in secrets:
+            reason = reason.replace(secret, "***")
+        raise DatabaseError(f"{variable}: {reason}", hint=_advice(reason)) from None
+    finally:
+        _connecting.remove(variable)
+    return connection
+
+
+def _opened(variable: str, parts: dict[str, Any]) -> Connection:
+    connection = Connection.connect(
+        make_conninfo("", **parts),
+        autocommit=True,
+        prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
+    )
+    connection.variable = variable
+    connection.options = str(parts.get("options") or os.environ.get("PGOPTIONS", ""))
+    with _lock:
+        _open.add(connection)
+    try:
+        connection.settle()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_shared(connection: Connection, parts: dict[str, Any]) -> None:
+    """Refuse a pooler that lends a server process for a transaction. Raises DatabaseError."""
+    assert connection.backend is not None
+    if not pooler.is_between(connection, connection.backend[0]):
+        return
+    try:
+        with contextlib.closing(_opened(connection.variable, parts)) as second:
+            mode = pooler.mode(connection, second)
+        if mode:
+            raise _shared(connection.variable, mode)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _shared(variable: str, mode: str) -> DatabaseError:
+    return DatabaseError(
+        f"{variable} leads through a pooler in {mode} mode, where one session's locks, settings"
+        " and snapshot are another's",
+        hint="name PostgreSQL's own address, or a pool in session mode",
+    )
+
+
+def _advice(reason: str) -> str:
+    if "startup parameter" in reason:
+        return "a pooler refuses what the URL asks for at the start, such as its `options`"
+    return "is the server up, and the URL right?"
+
+
+def own_sessions(connection: Connection) -> tuple[list[int], list[str]]:
+    """Return the processes of this program's sessions on the same database, and when they began.
+
+    Of a server's processes, these alone are known to be ours: an ``application_name`` is anybody's.
+    """
+    with _lock:
+        sessions = [one for one in _open if not one.closed and one.variable == connection.variable]
+    found = [one.backend for one in sessions if one.backend is not None]
+    return [pid for pid, _ in found], [began for _, began in found]
+
+
+def sever(connection: Connection) -> None:
+    """Shut a session's socket: whoever waits for it, in any thread, gets an OperationalError."""
+    with contextlib.suppress(psycopg.Error, OSError):
+        one = socket.socket(fileno=connection.pgconn.socket)
+        try:
+            one.shutdown(socket.SHUT_RDWR)
+        finally:
+            one.detach()  # libpq closes it
+
+
+def _sever_all() -> bool:
+    with _lock:
+        sessions = [one for one in _open if not one.closed]
+    for one in sessions:
+        sever(one)
+    return bool(sessions or _connecting)
+
+
+signals.at_stop(_sever_all)
 
 
 class Sessions:
@@ -70,11 +225,11 @@ class Sessions:
         Where an error is raised they are closed: nobody knows what state they are in.
         """
         try:
-            for session in self._kept:
-                session.execute("")  # a server or a firewall may have ended an idle one
-        except psycopg.Error:
-            self._close()
-        try:
+            try:
+                for session in self._kept:
+                    session.settle()  # a server or a firewall may have ended an idle one
+            except psycopg.Error:
+                self._close()
             if not self._kept:
                 self._kept.append(connect("DATABASE_URL_ANALYTICS"))
                 self._kept.append(connect("DATABASE_URL_CORE"))
@@ -111,4 +266,4 @@ def cancel(connection: Connection) -> None:
     """Stop what a session is doing, whatever it is, after a Ctrl-C. Its transaction is over."""
     if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
         with contextlib.suppress(psycopg.Error):
-            connection.cancel_safe(timeout=5)
+            connection.cancel_safe(timeout=_CANCEL)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from psycopg import errors, sql
-from psycopg.pq import ExecStatus, abc
+from psycopg.pq import ExecStatus, TransactionStatus, abc
 
-from exporter.wire.connection import Connection
+from exporter.wire.connection import Connection, sever
 
 BLOCK = 48 * 1024  # bytes; smaller and larger blocks both cost more time a row
 AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
@@ -26,6 +26,7 @@ _SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks a
 _LONG = 1024  # bytes of a value that is no cursor and no key
 _GATHER = 0.0002  # seconds; the socket's own buffer holds what comes meanwhile
 _READS = 4  # after a small row: libpq's buffer grows, to 128 KB here, when asked again while full
+_CANCEL = 2.0  # seconds for a server to end a copy that nobody wants any more
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
@@ -176,11 +177,11 @@ class CopyIn:
 
     def abandon(self) -> None:
         """End the copy as failed, leaving the transaction to be rolled back."""
-        if self._pgconn.transaction_status == 1:  # active
-            self._pgconn.put_copy_end(b"the other side failed")
-            _flush(self._pgconn)
-            while self._pgconn.get_result():
-                pass
+        if self._pgconn.transaction_status == TransactionStatus.ACTIVE:
+            with contextlib.suppress(errors.Error):  # what led here says more than a lost server
+                self._pgconn.put_copy_end(b"the other side failed")
+                _flush(self._pgconn)
+                _drain(self._pgconn)
 
 
 def pour(
@@ -241,14 +242,19 @@ class ReadAhead:
             return bool(self._blocks)
 
     def stop(self, connection: Connection) -> None:
-        """End the thread; close the connection that it left in a copy. Safe to call twice."""
+        """End the thread; close the connection that it left in a copy. Safe to call twice.
+
+        A server that has fallen silent is not waited for.
+        """
         with self._change:
             self._stopped = True
             running = not self._ended
             self._change.notify_all()
         if running:
             with contextlib.suppress(errors.Error):  # the server may be gone
-                connection.cancel_safe(timeout=5)
+                connection.cancel_safe(timeout=_CANCEL)
+            self._thread.join(_CANCEL)
+            sever(connection)
         self._thread.join()
         if running:
             connection.close()
@@ -302,9 +308,17 @@ def _start(pgconn: abc.PGconn, statement: bytes, expected: ExecStatus) -> None:
         _wait_readable(pgconn)
     result = pgconn.get_result()
     if result is None or result.status != expected:
-        while pgconn.get_result():
-            pass
+        _drain(pgconn)
         raise _error(pgconn, result)
+
+
+def _drain(pgconn: abc.PGconn) -> None:
+    """Take what is left of a statement's results. libpq's own waiting could not be interrupted."""
+    while True:
+        while pgconn.is_busy():
+            _wait_readable(pgconn)
+        if pgconn.get_result() is None:
+            return
 
 
 def _finish(pgconn: abc.PGconn) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -48,11 +49,24 @@ def url(variable: str) -> str:
             f"{variable} is not set",
             hint=f"export {variable}=postgresql://user:password@host:5432/database",
         )
+    hint = "postgresql://user:password@host:5432/database, with @ : / % percent-encoded"
     try:
-        conninfo_to_dict(value)
+        parts = conninfo_to_dict(value)
     except psycopg.ProgrammingError:  # its message quotes the URL, password included
+        raise SettingError(f"{variable} is not a PostgreSQL URL", hint=hint) from None
+    if "://" in value and _has_stray_at(parts, "host=" in value.partition("?")[2]):
         raise SettingError(
-            f"{variable} is not a PostgreSQL URL",
-            hint="postgresql://user:password@host:5432/database, with @ : / % percent-encoded",
-        ) from None
+            f"{variable}: it cannot be told where its password ends: @ stands in it as it is",
+            hint=hint,
+        )
     return value
+
+
+def _has_stray_at(parts: Mapping[str, object], host_is_asked: bool) -> bool:
+    """Whether an @ of the password has made its tail a host, a port or a database.
+
+    libpq would try them, and tell of them in its messages. ``host_is_asked``: the host is a
+    parameter of its own, and may be a socket that begins with @.
+    """
+    names = ("port", "dbname") if host_is_asked else ("host", "port", "dbname")
+    return any("@" in str(parts.get(name) or "") for name in names)

@@ -19,7 +19,7 @@ from exporter.config.definition import Definition
 from exporter.errors import DefinitionError, SourceError, UsageError
 from exporter.source.catalog import Column, Table, missing_column
 from exporter.state.position import Position, State
-from exporter.wire.connection import Connection
+from exporter.wire.connection import Connection, own_sessions
 
 _TIMES = ("timestamp without time zone", "timestamp with time zone", "date")
 _NUMBERS = ("smallint", "integer", "bigint")
@@ -76,6 +76,8 @@ select exists (
 ), has_function_privilege('pg_control_system()', 'execute')
     and has_function_privilege('pg_control_checkpoint()', 'execute')
 """
+# This program's own sessions read, and write nothing here. They are told by process: anybody may be
+# called dbt-exporter. Those of other machines are not known, and hold the horizon back like others.
 # Asked before the prepared transactions are looked at: one that is between the two states is in one
 # of them at least.
 _OPEN = """
@@ -83,10 +85,12 @@ with open as materialized (
     select min(xact_start) as oldest, count(*) filter (
         where usesysid is not null and state is null and not pg_has_role(usesysid, 'usage')
     ) as hidden
-    from pg_stat_activity
+    from pg_stat_activity a
     where datname = current_database() and pid <> pg_backend_pid()
         and backend_type not in ('autovacuum worker', 'walsender')
-        and application_name is distinct from 'dbt-exporter'
+        and not exists (
+            select from unnest(%s::int[], %s::timestamptz[]) ours (pid, began)
+            where ours.pid = a.pid and ours.began = a.backend_start)
 )
 select clock_timestamp()::text,
     case when pg_is_in_recovery() then least(clock_timestamp(), pg_last_xact_replay_timestamp())
@@ -158,7 +162,7 @@ def observe(source: Connection, definition: Definition, state: State) -> Horizon
     assert asked is not None
     number, controls = asked
     top, top_at = _top(source, definition) if number else (None, None)
-    row = source.execute(_OPEN).fetchone()
+    row = source.execute(_OPEN, own_sessions(source)).fetchone()
     rest = source.execute(f"{_PREPARED}, ({_IDENTITY if controls else _DATABASE})").fetchone()
     assert row is not None
     assert rest is not None

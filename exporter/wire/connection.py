@@ -109,7 +109,7 @@ def connect(variable: str) -> Connection:
     secrets = [str(parts[name]) for name in ("password", "sslpassword") if parts.get(name)]
     _connecting.append(variable)
     try:
-        connection = _opened(variable, parts)
+        connection = _open_session(variable, parts)
         with _looking if address not in _direct else contextlib.nullcontext():
             if address not in _direct:
                 _refuse_shared(connection, parts)
@@ -124,12 +124,16 @@ def connect(variable: str) -> Connection:
     return connection
 
 
-def _opened(variable: str, parts: dict[str, Any]) -> Connection:
-    connection = Connection.connect(
+def _dial(parts: dict[str, Any]) -> Connection:
+    return Connection.connect(
         make_conninfo("", **parts),
         autocommit=True,
         prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
     )
+
+
+def _open_session(variable: str, parts: dict[str, Any]) -> Connection:
+    connection = _dial(parts)
     connection.variable = variable
     connection.options = str(parts.get("options") or os.environ.get("PGOPTIONS", ""))
     with _lock:
@@ -148,7 +152,11 @@ def _refuse_shared(connection: Connection, parts: dict[str, Any]) -> None:
     if not pooler.is_between(connection, connection.backend[0]):
         return
     try:
-        with contextlib.closing(_opened(connection.variable, parts)) as second:
+        try:
+            second = _dial(parts)
+        except psycopg.OperationalError:  # the pooler takes no more clients: it cannot be told
+            return
+        with contextlib.closing(second):
             mode = pooler.mode(connection, second)
         if mode:
             raise _shared(connection.variable, mode)

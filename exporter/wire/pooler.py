@@ -24,11 +24,11 @@ def mode(first: psycopg.Connection[Any], second: psycopg.Connection[Any]) -> str
     Both sessions lead through it, outside of a transaction. In session mode the first keeps its
     process; in the others the second is given it, or the first another one while that is taken.
     """
-    pid = _answer(first.pgconn, b"select pg_backend_pid()")
+    pid = _answer(first.pgconn, b"select pg_catalog.pg_backend_pid()")
     for _ in range(_ROUNDS):
         try:
-            other = _answer(second.pgconn, b"begin; select pg_backend_pid()")
-            now = _answer(first.pgconn, b"select pg_backend_pid()")
+            other = _answer(second.pgconn, b"begin; select pg_catalog.pg_backend_pid()")
+            now = _answer(first.pgconn, b"select pg_catalog.pg_backend_pid()")
         except psycopg.Error as error:
             if "transaction blocks not allowed" in str(error):
                 return "statement"

@@ -18,10 +18,10 @@ demo: .venv/.runtime  ## run the main job on an embedded PostgreSQL
 	@$(BIN)/exporter demo $(ARGS)
 
 test: .venv/.dev  ## run the tests, the long ones shortened
-	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n auto --dist worksteal $(ARGS)
 
 test-long: .venv/.dev  ## run the tests in full
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: .venv/.dev .bench/.done  ## measure beside a raw pipe, postgres_fdw, dlt, and dbt's own strategies
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from docs.serve import ROOT, filled, run
 from exporter.demo import demo
-from tests.browser import browser, served
+from tests.helpers.browser import browser, served
 
 IMAGES = ROOT / "docs" / "images"
 

@@ -17,7 +17,7 @@
     │   └── TerminatedError     exit status 143: SIGTERM
     └── ServerError             the embedded server of the demo and the tests
 
-An error says what happened, where, and (``hint``) what to do next. It never carries a password
+An error says what happened, where, and (``hint``) what to do next. It never contains a password
 or the content of a row beyond its key.
 """
 
@@ -36,21 +36,21 @@ EXIT_STATUSES = {
 }
 
 
-def exit_status(errors: Sequence[int]) -> int:
-    """Return the exit status of a command from those of its definitions' errors."""
-    stopped = [status for status in errors if status > 128]
-    if stopped:
-        return stopped[0]
-    return errors[0] if len(set(errors)) == 1 else int(bool(errors))
+def exit_status(statuses: Sequence[int]) -> int:
+    """Return the exit status of a command from the statuses of its errors, one a definition."""
+    for status in statuses:
+        if status > 128:  # stopped by a signal
+            return status
+    return statuses[0] if len(set(statuses)) == 1 else int(bool(statuses))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the advice for a name that is not known: the nearest one, or a list of them."""
+    """Return advice on an unknown name: the nearest known one, else a list of the known ones."""
     names = list(known)
-    folded = {one.lower(): one for one in names}
-    found = difflib.get_close_matches(name.lower(), folded, 1, 0.5)
+    by_folded = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(name.lower(), by_folded, 1, 0.5)
     if found:
-        return f"did you mean {folded[found[0]]}?"
+        return f"did you mean {by_folded[found[0]]}?"
     return "known: " + ", ".join(names[:20]) if names else "there is none"
 
 

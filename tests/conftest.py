@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ import pytest
 
 from exporter.demo import demo
 from exporter.demo.embedded import running_server
+from tests.helpers.warm import Warm
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +42,13 @@ def servers() -> Iterator[tuple[str, str]]:
         return
     with running_server({"max_prepared_transactions": "10", "fsync": "off"}) as server:
         yield server.url("postgres"), server.url("postgres")
+
+
+@functools.cache
+def _warm() -> Warm:
+    server = Warm(ROOT)
+    atexit.register(server.close)
+    return server
 
 
 @dataclass
@@ -61,16 +71,15 @@ class Workplace:
         return env
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        program = {
-            "exporter": [sys.executable, "-m", "exporter"],
-            "dbt": [sys.executable, "-m", "dbt.cli.main"],
-            "python": [sys.executable],
-        }[words[0]]
+        """Run `exporter` or `dbt` in a process that has imported them, or `python` in a new one."""
         env = {**self.environment, **environment, "PYTHONPATH": str(ROOT)}
+        env = {name: value for name, value in env.items() if value}
+        if words[0] != "python":
+            return _warm().run(words[0], [*words[1:]], self.folder, env, timeout=300)
         return subprocess.run(
-            [*program, *words[1:]],
+            [sys.executable, *words[1:]],
             cwd=self.folder,
-            env={name: value for name, value in env.items() if value},
+            env=env,
             capture_output=True,
             text=True,
             timeout=300,

@@ -1,74 +1,61 @@
-"""``exporter db``: the destination's schema in migrations."""
+"""``exporter db``: migrations of the destination's schema."""
 
 from __future__ import annotations
 
 import click
 
-from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, Group, examples, shared
+from exporter.commands import shared as cli
 
 
-@click.group("db", cls=Group)
+@click.group("db", cls=cli.Group)
 def command() -> None:
-    """The destination's schema in migrations, by dbmate, on db/migrations/."""
-
-
-def _migrate(call: Call, *words: str) -> None:
-    from exporter.raw import migrations  # noqa: PLC0415  what --help does not need
-
-    migrations.run(call.root(ANALYTICS), *words)
+    """Migrations of the destination's schema, in db/migrations/, run by dbmate."""
 
 
 @command.command(
-    epilog=examples(
+    epilog=cli.examples(
         "exporter db new create_customer --from Customer",
         "exporter db new add_an_index",
     ),
 )
 @click.argument("name", metavar="NAME")
 @click.option(
-    "--from", "key", metavar="KEY", type=KEY, help="Make the raw table of this definition."
+    "--from", "key", metavar="KEY", type=cli.KEY, help="Create the raw table of this definition."
 )
-@shared
-def new(call: Call, name: str, key: str | None) -> None:
-    """Write a migration: an empty one, or that of a raw table."""
+@cli.shared
+def new(call: cli.Call, name: str, key: str | None) -> None:
+    """Write a migration: an empty one, or one that creates a raw table."""
     if key is None:
-        _migrate(call, "new", name)
+        _dbmate(call, "new", name)
         return
-    from exporter.raw import migrations  # noqa: PLC0415
+    from exporter.raw import migrations
 
-    definition = call.definitions((key,), CORE, ANALYTICS)[0]
+    definition = call.definitions((key,), cli.CORE, cli.ANALYTICS)[0]
     click.echo(migrations.new(call.root(), name, definition))
 
 
-@command.command(
-    epilog=examples(
-        "exporter db migrate",
-        "exporter db migrate --env production",
-    ),
-)
-@shared
-def migrate(call: Call) -> None:
+@command.command(epilog=cli.examples("exporter db migrate", "exporter db migrate --env production"))
+@cli.shared
+def migrate(call: cli.Call) -> None:
     """Apply the migrations that are pending."""
-    _migrate(call, "migrate")
+    _dbmate(call, "migrate")
 
 
-@command.command(
-    epilog=examples(
-        "exporter db rollback",
-    ),
-)
-@shared
-def rollback(call: Call) -> None:
-    """Take back the last migration."""
-    _migrate(call, "rollback")
+@command.command(epilog=cli.examples("exporter db rollback"))
+@cli.shared
+def rollback(call: cli.Call) -> None:
+    """Roll back the last migration."""
+    _dbmate(call, "rollback")
 
 
-@command.command(
-    epilog=examples(
-        "exporter db status",
-    ),
-)
-@shared
-def status(call: Call) -> None:
+@command.command(epilog=cli.examples("exporter db status"))
+@cli.shared
+def status(call: cli.Call) -> None:
     """List the migrations, applied and pending."""
-    _migrate(call, "status")
+    _dbmate(call, "status")
+
+
+def _dbmate(call: cli.Call, *words: str) -> None:
+    from exporter.raw import migrations
+
+    migrations.run(call.root(cli.ANALYTICS), *words)

@@ -6,27 +6,21 @@ from pathlib import Path
 
 import click
 
-from exporter.commands.shared import examples
+from exporter.commands import shared as cli
 
 
-@click.command(
-    "demo",
-    epilog=examples(
-        "exporter demo",
-        "exporter demo --rows 1000000 --keep",
-    ),
-)
+@click.command("demo", epilog=cli.examples("exporter demo", "exporter demo --rows 1000000 --keep"))
 @click.option(
     "--rows",
     type=click.IntRange(min=100),
     default=100_000,
     show_default=True,
-    help="Events at the source.",
+    help="How many events the source gets.",
 )
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def command(rows: int, keep: bool) -> None:
     """Run the main job on an embedded PostgreSQL server."""
-    from exporter.config import project  # noqa: PLC0415  what --help does not need
-    from exporter.demo import demo  # noqa: PLC0415
+    from exporter.config import project
+    from exporter.demo import demo
 
     demo.run(project.find(Path.cwd()), rows, keep)

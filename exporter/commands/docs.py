@@ -6,28 +6,22 @@ import os
 
 import click
 
-from exporter.commands.shared import CORE, Call, examples, out, shared
+from exporter.commands import shared as cli
 
 
-@click.command(
-    "docs",
-    epilog=examples(
-        "dbt docs generate && exporter docs && dbt docs serve",
-    ),
-)
-@shared
-def command(call: Call) -> None:
+@click.command("docs", epilog=cli.examples("dbt docs generate && exporter docs && dbt docs serve"))
+@cli.shared
+def command(call: cli.Call) -> None:
     """Put the source tables into the lineage that dbt docs shows.
 
     Completes what `dbt docs generate` wrote; `dbt docs serve` then shows it.
     """
-    from exporter.config import project  # noqa: PLC0415  what --help does not need
-    from exporter.scaffold import lineage  # noqa: PLC0415  what --help does not need
+    from exporter.config import project
+    from exporter.scaffold import lineage
 
-    definitions = call.definitions((), CORE)
+    definitions = call.definitions((), cli.CORE)
     root = call.root()
     folder = os.environ.get("DBT_TARGET_PATH") or project.read(root / "dbt_project.yml").get(
         "target-path", "target"
     )
-    for edge in lineage.complete(root / folder, definitions):
-        out(edge)
+    cli.out(*lineage.complete(root / folder, definitions))

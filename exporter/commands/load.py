@@ -12,31 +12,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.commands.shared import (
-    ANALYTICS,
-    CORE,
-    KEY,
-    Call,
-    as_json,
-    examples,
-    max_deletes,
-    most_deletes,
-    shared,
-)
+from exporter.commands import shared as cli
 from exporter.errors import ExporterError, SettingError, StoppedError, UsageError, exit_status
-from exporter.terminal.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
-    from exporter.config.definition import Definition
-    from exporter.load.one import Load
-    from exporter.source.window import Span
-    from exporter.state.runs import Result
-    from exporter.terminal.console import Console
+    from exporter.config import Definition
+    from exporter.load.transfer import After
+    from exporter.source import Wanted
+    from exporter.state import Result
+    from exporter.terminal import Console
 
 
 @click.command(
     "load",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter load",
         "exporter load StatEvent Customer",
         "exporter load --full-refresh StatEvent",
@@ -45,7 +34,7 @@ if TYPE_CHECKING:
         "exporter load StatEvent --dry-run",
     ),
 )
-@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
 @click.option(
     "--full-refresh", is_flag=True, help="Read everything, and remove what is gone at the source."
 )
@@ -54,26 +43,26 @@ if TYPE_CHECKING:
 @click.option(
     "--reconcile",
     is_flag=True,
-    help="Then apply exporter.deletes to the rows that are gone at the source.",
+    help="After it, apply exporter.deletes to the rows that are gone at the source.",
 )
-@max_deletes
+@cli.max_deletes
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1),
     metavar="N",
-    help="So many at once: definitions, the largest first, and ranges of a large first load.",
+    help="Load N at once: definitions, the largest first, and ranges of a large first load.",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
     metavar="N",
-    help="At most so many sessions on each database.",
+    help="Open at most N sessions on each database.",
 )
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Let a Dask cluster do it; its scheduler's address, such as tcp://host:8786.",
+    help="Load on a Dask cluster: its scheduler's address, such as tcp://host:8786.",
 )
 @click.option(
     "--metrics-file",
@@ -82,12 +71,14 @@ if TYPE_CHECKING:
     help="Write the last load of each definition to FILE, in OpenMetrics' text.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Print what would be read and written, with the SQL: no more."
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be read and written, with the SQL; do nothing else.",
 )
-@as_json
-@shared
+@cli.as_json
+@cli.shared
 def command(
-    call: Call,
+    call: cli.Call,
     keys: tuple[str, ...],
     full_refresh: bool,
     since: str | None,
@@ -102,17 +93,20 @@ def command(
     as_json: bool,
 ) -> None:
     """Land what is new at the source. Without a KEY, all definitions."""
-    from exporter.load.one import load  # noqa: PLC0415  what --help does not need
-    from exporter.monitoring.notify import Run  # noqa: PLC0415
-    from exporter.source.window import Span  # noqa: PLC0415
+    from exporter.load.one import load
+    from exporter.monitoring.notify import Run
+    from exporter.source import NEW, Span, Wanted
 
-    most = most_deletes(max_deletes, "--reconcile", on=reconcile)
+    flags = "--reconcile or --full-refresh"
+    limit = cli.most_deletes(max_deletes, flags, on=reconcile or full_refresh)
     span = Span(since, until) if since is not None or until is not None else None
+    wanted = Wanted(full_refresh, span, limit) if full_refresh or span else NEW
     if span and full_refresh:
         raise UsageError("--full-refresh reads everything: leave out --since and --until")
     if span and not keys:
         raise UsageError(
-            "--since and --until need a KEY", hint="exporter load KEY --since VALUE --until VALUE"
+            "--since and --until need a KEY",
+            hint="exporter load KEY --since VALUE --until VALUE",
         )
     if scheduler and max_connections == 1:
         raise UsageError(
@@ -121,72 +115,62 @@ def command(
     if dry_run:
         if reconcile:
             raise UsageError("--dry-run shows what is loaded: leave out --reconcile")
-        sys.exit(_rehearse(call, _chosen(call, keys, span), full_refresh, span, as_json))
-    with sigterm_interrupts(), Run(call.console, call.environment, metrics_file) as run:
-        chosen = _chosen(call, keys, span)
-        after = _reconciling(chosen, keys, most) if reconcile else None
-        one = functools.partial(
+        sys.exit(_dry_run(call, _chosen(call, keys, wanted), wanted, as_json))
+    with cli.interruptible(), Run(call.console, call.environment, metrics_file) as run:
+        chosen = _chosen(call, keys, wanted)
+        after = _reconciliation(chosen, keys, limit) if reconcile else None
+        load_one = functools.partial(
             load,
-            full_refresh=full_refresh,
-            span=span,
+            wanted=wanted,
             after=after,
             command="load --reconcile" if reconcile else "load",
         )
         run.started()
-        for result in _results(chosen, one, call.console, jobs, max_connections, scheduler):
+        for result in _results(chosen, load_one, call.console, jobs, max_connections, scheduler):
             call.console.ended(result, as_json=as_json)
             run.results.append(result)
-    sys.exit(exit_status([one.error.exit_status for one in run.results if one.error]))
+    sys.exit(exit_status([result.error.exit_status for result in run.results if result.error]))
 
 
-def _chosen(call: Call, keys: tuple[str, ...], span: Span | None) -> list[Definition]:
-    chosen = call.definitions(keys, CORE, ANALYTICS)
+def _chosen(call: cli.Call, keys: tuple[str, ...], wanted: Wanted) -> list[Definition]:
+    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
     for definition in chosen:
-        if span and definition.destination.mode == "append":
+        if wanted.span and definition.destination.mode == "append":
             raise UsageError(
                 f"{definition.where}: {definition.key} is append-only: a backfill would land its"
                 " rows twice",
                 hint="give it conflict_columns, or run with --full-refresh",
             )
     rows = _batch_size()
-    return [one._replace(batch_rows=rows) for one in chosen] if rows else chosen
+    return [definition._replace(batch_rows=rows) for definition in chosen] if rows else chosen
 
 
-def _rehearse(
-    call: Call,
-    chosen: list[Definition],
-    full_refresh: bool,
-    span: Span | None,
-    as_json: bool,
-) -> int:
-    from exporter.load.dry_run import rehearse  # noqa: PLC0415  only where it is asked for
+def _dry_run(call: cli.Call, chosen: list[Definition], wanted: Wanted, as_json: bool) -> int:
+    from exporter.load.dry_run import rehearse
 
     statuses = []
     for definition in chosen:
         try:
-            found = rehearse(definition, call.console, full_refresh=full_refresh, span=span)
+            found = rehearse(definition, call.console, wanted)
         except ExporterError as error:
             call.console.error(error)
             statuses.append(error.exit_status)
             continue
-        for line in [json.dumps(found.as_dict())] if as_json else found.lines():
-            click.echo(line)
+        cli.out(*([json.dumps(found.as_dict())] if as_json else found.lines()))
     return exit_status(statuses)
 
 
-def _reconciling(
-    chosen: list[Definition], keys: tuple[str, ...], most: float
-) -> Callable[[Load], None]:
-    from exporter.load.deletes import reconcile  # noqa: PLC0415  only where it is asked for
+def _reconciliation(chosen: list[Definition], keys: tuple[str, ...], limit: float) -> After:
+    from exporter.load.deletes import reconcile
 
-    ignoring = [one for one in chosen if one.destination.deletes == "ignore"]
+    ignoring = [it for it in chosen if it.destination.deletes == "ignore"]
     if ignoring and (keys or ignoring == chosen):
         raise UsageError(
             f"{ignoring[0].where}: --reconcile has nothing to do for {ignoring[0].key}:"
             " exporter.deletes is ignore",
             hint="set it to mark or remove",
         )
-    return reconcile(most)
+    return reconcile(limit)
 
 
 def _results(
@@ -194,15 +178,15 @@ def _results(
     load: Callable[..., Result],
     console: Console,
     jobs: int | None,
-    most: int | None,
+    max_connections: int | None,
     scheduler: str | None,
 ) -> Iterator[Result]:
-    if scheduler or ((jobs or 1) > 1 and most != 1):
-        from exporter.load.threads import side_by_side  # noqa: PLC0415  needed here alone
+    if scheduler or ((jobs or 1) > 1 and max_connections != 1):
+        from exporter.load.several import side_by_side
 
-        yield from side_by_side(chosen, load, console, jobs, most, scheduler)
+        yield from side_by_side(chosen, load, console, jobs, max_connections, scheduler)
         return
-    from exporter.wire.connection import Sessions  # noqa: PLC0415
+    from exporter.wire import Sessions
 
     with Sessions() as sessions:
         for definition in chosen:

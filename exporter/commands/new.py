@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.commands.shared import ANALYTICS, CORE, Call, as_json, examples, out, shared
+from exporter.commands import shared as cli
 from exporter.errors import UsageError, nearest
 from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.config.definition import Definition
+    from exporter.config import Definition
     from exporter.scaffold.declaration import Plan
-    from exporter.wire.connection import Connection
+    from exporter.wire import Connection
 
 
 _SHOWN = 12  # answers that an error names
@@ -27,7 +27,7 @@ _SHOWN = 12  # answers that an error names
 
 @click.command(
     "new",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter new --list",
         "exporter new Customer",
         "exporter new sales.Order --cursor changed_at --yes",
@@ -36,84 +36,85 @@ _SHOWN = 12  # answers that an error names
 @click.argument("table", metavar="[TABLE]", required=False)
 @click.option("--list", "as_list", is_flag=True, help="Show the tables that have no definition.")
 @click.option("--cursor", metavar="COLUMN", help="The column that grows with every change.")
-@click.option("--id-field", metavar="COLUMN", help="Tells rows with the same cursor apart.")
+@click.option(
+    "--id-field", metavar="COLUMN", help="The column that orders rows with the same cursor."
+)
 @click.option("--conflict-columns", metavar="A,B", help="The columns that tell rows apart.")
-@click.option("--append", is_flag=True, help="No column tells rows apart: an append-only log.")
-@click.option("--key", metavar="KEY", help="What `exporter load` is given; the table's name.")
-@click.option("--name", metavar="NAME", help="The raw table; the table's name in snake_case.")
-@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take what is likely, or fail.")
-@as_json
-@shared
+@click.option("--append", is_flag=True, help="Land an append-only log: no column tells rows apart.")
+@click.option(
+    "--key", metavar="KEY", help="What `exporter load` is given; default: the table's name."
+)
+@click.option(
+    "--name", metavar="NAME", help="The raw table; default: the table's name in snake_case."
+)
+@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take the likely answer, or fail.")
+@cli.as_json
+@cli.shared
 def command(
-    call: Call, table: str | None, as_list: bool, as_json: bool, yes: bool, **wished: Any
+    call: cli.Call, table: str | None, as_list: bool, as_json: bool, yes: bool, **wished: Any
 ) -> None:
     """Write the definition and the staging model of a TABLE of the core database.
 
-    TABLE may be `customer`, `sales.Order`, or as near to it as leaves no doubt. No file is ever
-    overwritten.
+    TABLE may be `customer` or `sales.Order`; case, plural and schema may differ where only one
+    table fits. No file is ever overwritten.
     """
-    from exporter.config import project  # noqa: PLC0415  what --help does not need
-    from exporter.wire.connection import connect  # noqa: PLC0415
+    from exporter.config import project
+    from exporter.scaffold import declaration, survey
+    from exporter.wire import connect
 
     if (table is None) != as_list or (as_json and not as_list):
         raise UsageError("exporter new takes a TABLE, or --list", hint="exporter new --list")
-    before = ANALYTICS in os.environ
-    root = call.root(CORE)
-    in_file = not before and ANALYTICS in os.environ
+    before = cli.ANALYTICS in os.environ
+    root = call.root(cli.CORE)
+    in_file = not before and cli.ANALYTICS in os.environ
     declared = project.declared(root)
-    with connect(CORE) as source:
+    with connect(cli.CORE) as source:
         source.execute("set default_transaction_read_only = on")
         if table is None:
             _list(call, source, declared, as_json)
-        else:
-            plan = _write(call, root, source, declared, table, yes, wished)
-            out(_next(call, root, plan, in_file))
+            return
+        columns = (wished.pop("conflict_columns") or "").split(",")
+        conflict = tuple(filter(None, map(str.strip, columns)))
+        wishes = declaration.Wishes(conflict_columns=conflict, **wished)
+        relation = survey.described(source, survey.find(survey.relations(source), table))
+        ask = _prompt if not yes and sys.stdin.isatty() and sys.stdout.isatty() else _refuse
+        plan = declaration.decide(source, relation, declared, wishes, ask)
+        _write(call, root, source, plan)
+        cli.out(_next_command(call, root, plan, in_file))
 
 
-def _write(
-    call: Call,
-    root: Path,
-    source: Connection,
-    declared: list[Definition],
-    table: str,
-    yes: bool,
-    wished: dict[str, Any],
-) -> Plan:
-    from exporter.config import project  # noqa: PLC0415
-    from exporter.monitoring import check  # noqa: PLC0415
-    from exporter.scaffold import declaration as new  # noqa: PLC0415
-    from exporter.scaffold import survey  # noqa: PLC0415
+def _write(call: cli.Call, root: Path, source: Connection, plan: Plan) -> None:
+    """Write the plan's files, and report its limits and what `exporter check` finds."""
+    from exporter.config import project
+    from exporter.monitoring import check
+    from exporter.scaffold import declaration
 
-    columns = wished.pop("conflict_columns") or ""
-    wishes = new.Wishes(
-        conflict_columns=tuple(filter(None, (one.strip() for one in columns.split(",")))), **wished
-    )
-    relation = survey.described(source, survey.find(survey.relations(source), table))
-    ask = _prompt if not yes and sys.stdin.isatty() and sys.stdout.isatty() else _refuse
-    plan = new.decide(source, relation, declared, wishes, ask)
-    for file in new.write(root, source, plan):
-        out(str(_near(file)))
+    for file in declaration.write(root, source, plan):
+        cli.out(str(project.shown(file)))
     for limit in plan.limits:
         call.console.say(limit, "warning", key=plan.key)
     definition = project.choose(project.declared(root), (plan.key,))[0]
-    for one in check.of_source(source, None, definition):
-        if one.status != "ok":
-            told = "\n  → ".join([f"{one.check}: {one.message}", *one.fix])
-            call.console.say(told, "warning", key=plan.key)
-    return plan
+    for finding in check.of_source(source, None, definition):
+        if finding.status != "ok":
+            text = "\n  → ".join([f"{finding.check}: {finding.message}", *finding.fix])
+            call.console.say(text, "warning", key=plan.key)
 
 
-def _next(call: Call, root: Path, plan: Plan, in_file: bool) -> str:
-    """Return the command to run next. dbt reads no ``.env``: where we did, dotenv does."""
+def _next_command(call: cli.Call, root: Path, plan: Plan, in_file: bool) -> str:
+    """Return the command to run next.
+
+    dbt reads no ``.env``: where the destination's URL comes from that file, dotenv reads it.
+    """
+    from exporter.config import project
+
     name = call.environment
-    load = f"exporter load {shlex.quote(plan.key)}" + (
-        f" --env {shlex.quote(name)}" if name else ""
-    )
+    load = f"exporter load {shlex.quote(plan.key)}"
+    load += f" --env {shlex.quote(name)}" if name else ""
     dbt = f"dbt run -s {plan.model}"
     if in_file:
         file = f"-f {shlex.quote(f'.env.{name}')} " if name else ""
         dbt = f"dotenv {file}run -- {dbt}"
-    where = f"cd {shlex.quote(str(_near(root)))} && " if root != Path.cwd() else ""
+    where = f"cd {shlex.quote(str(project.shown(root)))} && " if root != Path.cwd() else ""
     return f"{where}{load} && {dbt}"
 
 
@@ -124,46 +125,41 @@ def _prompt(question: str, answers: Sequence[str], flag: str) -> str:
                 raise click.BadParameter(f"no {name.strip()}; {nearest(name.strip(), answers)}")
         return typed
 
-    for line in text.wrapped(f"{', '.join(answers)} ({flag} says it, too)", text.width() or 80):
+    for line in text.wrapped(f"{', '.join(answers)} ({flag} gives it, too)", text.width()):
         click.echo(line, err=True)
     return str(click.prompt(question, value_proc=chosen, prompt_suffix=" ", err=True))
 
 
 def _refuse(question: str, answers: Sequence[str], flag: str) -> str:
     more = " …" if len(answers) > _SHOWN else ""
-    raise UsageError(f"{question} {', '.join(answers[:_SHOWN])}{more}", hint=f"{flag} says it")
+    raise UsageError(f"{question} {', '.join(answers[:_SHOWN])}{more}", hint=f"{flag} gives it")
 
 
-def _near(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def _list(call: cli.Call, source: Connection, declared: list[Definition], as_json: bool) -> None:
+    from exporter.scaffold import survey
 
-
-def _list(call: Call, source: Connection, declared: list[Definition], as_json: bool) -> None:
-    from exporter.scaffold import survey  # noqa: PLC0415
-
-    known = {(one.source.schema, one.source.table) for one in declared}
+    known = {(definition.source.schema, definition.source.table) for definition in declared}
     rows = []
-    for plain in survey.undeclared(survey.relations(source), known):
-        one = survey.described(source, plain)
-        found, size = survey.cursors(one), survey.estimate(source, one)
+    for found in survey.relations(source):
+        if (found.schema, found.name) in known:
+            continue
+        relation = survey.described(source, found)
+        cursors, size = survey.cursors(relation), survey.estimate(source, relation)
         if as_json:
-            told = {
-                "schema": one.schema,
-                "table": one.name,
+            record = {
+                "schema": relation.schema,
+                "table": relation.name,
                 "rows": size,
-                "cursor": found.names[0] if found.sure else None,
-                "candidates": list(found.names),
-                "conflict_columns": list(one.key),
+                "cursor": cursors.names[0] if cursors.sure else None,
+                "candidates": list(cursors.names),
+                "conflict_columns": list(relation.key),
             }
-            out(json.dumps(told))
-        cursor = found.names[0] if found.sure else "?" if found.names else "-"
-        rows.append(
-            (str(one), "-" if size is None else text.number(size), cursor, ", ".join(one.key))
-        )
+            cli.out(json.dumps(record))
+        cursor = cursors.names[0] if cursors.sure else "?" if cursors.names else "-"
+        count = "-" if size is None else text.number(size)
+        rows.append((str(relation), count, cursor, ", ".join(relation.key)))
     if not rows:
-        call.say("every table has a definition")
+        call.console.say("every table has a definition")
     elif not as_json:
         head = ("TABLE", "ROWS", "CURSOR", "PRIMARY KEY")
-        for line in text.table(head, rows, right=("ROWS",), width=text.width()):
-            out(line)
+        cli.out(*text.table(head, rows, right=("ROWS",), width=text.width()))

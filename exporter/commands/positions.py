@@ -1,26 +1,25 @@
-"""``exporter state``: the stored positions, as a person sees and changes them."""
+"""The work of ``exporter state``: show, reset and set the stored positions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from exporter.config.definition import Definition
+from exporter import state
+from exporter.config import Definition
 from exporter.errors import UsageError
-from exporter.source import window
-from exporter.source.catalog import find_table
-from exporter.state import position as state
-from exporter.state.position import Position, State
-from exporter.wire.connection import Connection, connect
+from exporter.raw.table import oid_and_emptiness
+from exporter.source import find_table, reader_of, window
+from exporter.state import Binding, Bound, Position, State
+from exporter.wire import Connection, connect
 
 
 def show(definitions: list[Definition]) -> list[dict[str, Any]]:
     """Return what is stored of each definition. Reads the destination only."""
     with connect("DATABASE_URL_ANALYTICS") as destination:
-        if not state.tables_exist(destination):
-            return [_told(definition.key, State()) for definition in definitions]
+        exist = state.tables_exist(destination)
         return [
-            _told(definition.key, state.read(destination, definition.key))
-            for definition in definitions
+            _as_dict(one.key, state.read(destination, one.destination) if exist else State())
+            for one in definitions
         ]
 
 
@@ -33,25 +32,25 @@ def reset(definition: Definition) -> dict[str, Any]:
         )
     with connect("DATABASE_URL_ANALYTICS") as destination:
         stored = _locked(destination, definition)
-        # The stamp stays: a later one that is lower would be passed over by the models.
+        # The stamp stays: the models would pass over rows with a lower one.
         now = State(exported_at=stored.exported_at)
-        state.write(destination, definition.key, now)
-    return _told(definition.key, now)
+        state.write(destination, definition.destination, now)
+    return _as_dict(definition.key, now)
 
 
 def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]:
-    """Store a position that a person gives, in PostgreSQL's own spelling of it.
+    """Store the given position, in PostgreSQL's own spelling of it.
 
-    Raises UsageError for what is no position of this definition, and where an append-only log
-    would take rows twice.
+    Raises UsageError for values that the definition's columns do not take, and where an
+    append-only log would land rows twice.
     """
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
         connect("DATABASE_URL_CORE") as source,
     ):
         stored = _locked(destination, definition)
-        table = find_table(source, definition, destination)
-        cursor, id_column = window.cursor_columns(definition, table)
+        table = find_table(source, definition.source, destination)
+        cursor, id_column = window.cursor_columns(definition.source, table)
         if id is not None and id_column is None:
             raise UsageError(
                 f"{definition.where}: {definition.key} has no source.cursor.id_field",
@@ -62,42 +61,82 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
             id = window.typed(source, id_column, id, "ID")
         position = Position(value, id)
         if definition.destination.mode == "append" and stored.cursor:
-            onward = state.advanced(destination, stored, position, stored.cursor.value, cursor.base)
-            if onward.watermark == position:
+            landed = Bound(stored.cursor.value, cursor.base)
+            if not state.is_beyond(destination, position, landed):
                 raise UsageError(
                     f"{definition.key} is append-only and has landed rows up to {stored.cursor}:"
                     " they would be there twice",
                     hint="set a later position",
                 )
         # Without the transaction id of the last read, every row behind the position is read.
-        now = State(position, position, horizon=stored.horizon, exported_at=stored.exported_at)
-        state.write(destination, definition.key, now)
-    return _told(definition.key, now)
+        now = State(
+            position,
+            position,
+            horizon=stored.horizon,
+            exported_at=stored.exported_at,
+            binding=stored.binding,
+        )
+        state.write(destination, definition.destination, now)
+    return _as_dict(definition.key, now)
 
 
-def line(told: dict[str, Any]) -> str:
-    """Return one position as a line for people."""
-    cursor, watermark = told["cursor"], told["watermark"]
-    if told["first_load_unfinished"]:
-        return f"{told['key']}: an unfinished first load; the next load goes on with it"
+def adopt(definition: Definition) -> dict[str, Any]:
+    """Bind the position to the source and the raw table of now. Raises UsageError without one.
+
+    What another server called its transactions tells nothing here: the next load compares all
+    rows from the watermark on.
+    """
+    key, target = definition.key, definition.destination
+    with (
+        connect("DATABASE_URL_ANALYTICS") as destination,
+        connect("DATABASE_URL_CORE") as source,
+    ):
+        stored = _locked(destination, definition)
+        if stored.cursor is None:
+            raise UsageError(f"{key} has no position", hint=f"exporter load {key}")
+        reader = reader_of(definition, source)
+        with reader.opened(stored, None):
+            reading = stored.binding.reading if stored.binding else reader.reading()
+            raw, _ = oid_and_emptiness(destination, target)
+            binding = Binding(reader.found, raw, reading)
+        now = stored._replace(snapshot_xmin=None, source=None, binding=binding)
+        state.write(destination, target, now)
+    return _as_dict(key, now)
+
+
+def line(stored: dict[str, Any]) -> str:
+    """Return one stored position as a line for people."""
+    key, cursor, watermark = stored["key"], stored["cursor"], stored["watermark"]
+    if stored["first_load_unfinished"]:
+        return f"{key}: an unfinished first load; the next load goes on with it"
     if cursor is None:
-        return f"{told['key']}: nothing yet; the next load reads everything"
-    place = Position(**cursor)
-    from_where = f"; the next load reads from {Position(**watermark)}" if watermark else ""
-    return f"{told['key']}: cursor {place}{from_where}"
+        return f"{key}: nothing yet; the next load reads everything"
+    text = f"{key}: cursor {Position(**cursor)}"
+    if watermark:
+        text += f"; the next load reads from {Position(**watermark)}"
+    if bound := stored["bound_to"]:
+        source = bound["source"]
+        text += (
+            f"\n  bound to {source['table']} (oid {source['oid']}) of database"
+            f" {source['database'].partition('/')[2]}, cluster {source['cluster'] or 'unknown'},"
+            f" timeline {source['timeline'] or 'unknown'}; raw table oid {bound['raw']}"
+        )
+    return text
 
 
 def _locked(destination: Connection, definition: Definition) -> State:
     state.create_tables(destination)
-    state.lock(destination, definition)
-    return state.read(destination, definition.key)
+    state.lock(destination, definition.destination)
+    state.take_over(destination, definition.destination)
+    return state.read(destination, definition.destination)
 
 
-def _told(key: str, stored: State) -> dict[str, Any]:
+def _as_dict(key: str, stored: State) -> dict[str, Any]:
     return {
         "key": key,
         "cursor": state.as_dict(stored.cursor),
         "watermark": state.as_dict(stored.watermark),
         "exported_at": stored.exported_at,
         "first_load_unfinished": stored.next_block is not None,
+        "bound_to": stored.binding.as_json() if stored.binding else None,
     }

@@ -1,23 +1,25 @@
-"""The command line: parse, call, print, and map errors to exit statuses."""
+"""The command line itself, and what its commands share: options, output, exit statuses."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import click
 
 from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
-from exporter.terminal.console import Console
+from exporter.load import MOST_DELETES
+from exporter.terminal import Console
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from exporter.config.definition import Definition
+    from exporter.config import Definition
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 # In the order of the help.
@@ -30,8 +32,8 @@ ENVIRONMENT = {
     "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
     "DBT_TARGET": "the profile's target, instead of its default",
     "DBT_TARGET_PATH": "the folder that dbt writes to, as for dbt",
-    "NO_COLOR": "no colours where it is set, whatever it holds",
-    "SLACK_WEBHOOK_URL": "a Slack webhook that is told how a load ended",
+    "NO_COLOR": "no colours if it is set, whatever its value",
+    "SLACK_WEBHOOK_URL": "a Slack webhook, for a message after each load",
     "SLACK_TOKEN": "or a Slack token with chat:write, for …",
     "SLACK_CRON_CHANNEL_ID": "… this channel",
     "SLACK_API_URL": "Slack's address, where it is not https://slack.com/api/",
@@ -57,7 +59,7 @@ class Group(click.Group):
 
 
 class _Main(Group):
-    """Imports a command where it is called; prints an ExporterError, and ends with its status."""
+    """Imports a command when it is called, and turns an ExporterError into an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -65,8 +67,8 @@ class _Main(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        found: click.Command = importlib.import_module(f"exporter.commands.{cmd_name}").command
-        return found
+        module = importlib.import_module(f"exporter.commands.{cmd_name}")
+        return cast(click.Command, module.command)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, rows in (("Environment", ENVIRONMENT), ("Exit status", EXIT_STATUSES)):
@@ -77,14 +79,14 @@ class _Main(Group):
         try:
             return super().invoke(ctx)
         except ExporterError as error:
-            self._end(ctx, error)
+            self._exit(ctx, error)
         except (KeyboardInterrupt, click.Abort) as stop:
             if isinstance(stop.__context__, EOFError):  # no answer at a prompt
                 raise
-            self._end(ctx, StoppedError("interrupted"))
+            self._exit(ctx, StoppedError("interrupted"))
 
     @staticmethod
-    def _end(ctx: click.Context, error: ExporterError) -> NoReturn:
+    def _exit(ctx: click.Context, error: ExporterError) -> NoReturn:
         (ctx.obj or Console()).error(error)
         ctx.exit(error.exit_status)
 
@@ -96,18 +98,18 @@ def main() -> None:
 
 
 class Call(NamedTuple):
-    """What the options that all commands share ask for."""
+    """A call of a command: the values of the shared options."""
 
     project_dir: Path
     environment: str | None
     console: Console
 
     def root(self, *variables: str) -> Path:
-        """Return the project's folder, its environment read and these databases named.
+        """Read the project's environment, check these variables, and return the project's folder.
 
         Raises ProjectError and SettingError.
         """
-        from exporter.config import environment, project  # noqa: PLC0415  not for --help
+        from exporter.config import environment, project
 
         root = project.find(self.project_dir)
         environment.load_environment(root, self.environment)
@@ -115,43 +117,39 @@ class Call(NamedTuple):
         return root
 
     def definitions(self, keys: tuple[str, ...], *variables: str) -> list[Definition]:
-        """Return the definitions that the keys name, all without keys. Raises UsageError."""
-        from exporter.config import environment, project  # noqa: PLC0415
+        """Return the definitions that the keys name; without keys, all. Raises UsageError."""
+        from exporter.config import environment, project
 
         root = self.root()
         chosen = project.choose(project.definitions(root), keys)
         environment.require(root, *variables)
         return chosen
 
-    def say(self, line: str) -> None:
-        """Tell something on standard error."""
-        self.console.say(line)
-
 
 class Key(click.types.StringParamType):
-    """The key of a definition. A shell completes it from the project's."""
+    """The key of a definition; a shell completes it from those of the project."""
 
     name = "key"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the keys that begin so; none where the project cannot be read."""
-        from click.shell_completion import CompletionItem  # noqa: PLC0415  what only a shell asks
+        """Return the keys that begin like that; none where the project cannot be read."""
+        from click.shell_completion import CompletionItem
 
-        from exporter.config import environment, project  # noqa: PLC0415
+        from exporter.config import environment, project
 
         try:
             root = project.find(ctx.params.get("project_dir") or Path())
             environment.load_environment(root, ctx.params.get("environment"))
             found = project.declared(root)
-        except Exception:  # noqa: BLE001  a prompt is no place to tell it
+        except Exception:  # noqa: BLE001  a message would end up in the prompt
             return []
         given = ctx.params.get(param.name or "") or ()
         return [
-            CompletionItem(one.key, help=str(one.destination))
-            for one in found
-            if one.key.startswith(incomplete) and one.key not in given
+            CompletionItem(definition.key, help=str(definition.destination))
+            for definition in found
+            if definition.key.startswith(incomplete) and definition.key not in given
         ]
 
 
@@ -159,17 +157,18 @@ KEY = Key()
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help: what its user would type."""
+    """Return the end of a command's help: examples of what to type."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def out(line: str) -> None:
-    """Print a line of the result; its colours only on a terminal, and where they are wanted."""
-    click.echo(line, color=False if os.environ.get("NO_COLOR") else None)
+def out(*lines: str) -> None:
+    """Print lines of the result, in colour only on a terminal and without NO_COLOR."""
+    for line in lines:
+        click.echo(line, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def shared(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the shared options, and its function a ``Call`` in their place."""
+    """Add the shared options to a command; its function gets them as one ``Call``."""
 
     @click.option(
         "--project-dir",
@@ -182,10 +181,10 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
-        help="json: what is told on standard error is one JSON object a line.",
+        help="json: standard error gets one JSON object a line.",
     )
-    @click.option("-q", "--quiet", is_flag=True, help="Tell errors only.")
-    @click.option("-v", "--verbose", is_flag=True, help="Tell how it is done, the SQL included.")
+    @click.option("-q", "--quiet", is_flag=True, help="Report errors only.")
+    @click.option("-v", "--verbose", is_flag=True, help="Report details, the SQL included.")
     @functools.wraps(function)
     def command(
         project_dir: Path,
@@ -208,21 +207,28 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_MOST_DELETES = 10  # percent
+def interruptible() -> contextlib.AbstractContextManager[None]:
+    """Let Ctrl-C and SIGTERM end the command in order; within 5 s, whatever the servers do."""
+    from exporter.terminal import signals
+    from exporter.wire import sever_all
+
+    return signals.interruptible(sever_all)
+
+
 max_deletes = click.option(
     "--max-deletes",
     type=click.FloatRange(0, 100),
     default=None,
     metavar="PERCENT",
-    help=f"The share of raw's rows beyond which none is deleted; else {_MOST_DELETES}.",
+    help=f"Delete no row if more than PERCENT of raw's would go; default {MOST_DELETES}.",
 )
 
 
 def most_deletes(given: float | None, flag: str, *, on: bool) -> float:
-    """Return the percentage that holds. Raises UsageError where it was given without its flag."""
+    """Return --max-deletes or its default. Raises UsageError where it lacks its ``flag``."""
     if given is not None and not on:
         raise UsageError(f"--max-deletes goes with {flag}, without which nothing is deleted")
-    return _MOST_DELETES if given is None else given
+    return MOST_DELETES if given is None else given
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -7,66 +7,67 @@ from typing import Any
 
 import click
 
-from exporter.commands.shared import ANALYTICS, CORE, KEY, Call, Group, as_json, examples, shared
+from exporter.commands import shared as cli
 
 
-@click.group("state", cls=Group)
+@click.group("state", cls=cli.Group)
 def command() -> None:
-    """Show, forget or set the stored position of a definition."""
+    """Show, forget, set or bind anew the stored position of a definition."""
 
 
-@command.command(
-    epilog=examples(
-        "exporter state show",
-        "exporter state show StatEvent --json",
-    ),
-)
-@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
-@as_json
-@shared
-def show(call: Call, keys: tuple[str, ...], as_json: bool) -> None:
+@command.command(epilog=cli.examples("exporter state show", "exporter state show StatEvent --json"))
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
+@cli.as_json
+@cli.shared
+def show(call: cli.Call, keys: tuple[str, ...], as_json: bool) -> None:
     """Print the stored positions. Without a KEY, of all definitions."""
-    from exporter.commands import positions  # noqa: PLC0415  what --help does not need
+    from exporter.commands import positions
 
-    for one in positions.show(call.definitions(keys, ANALYTICS)):
-        _print(one, as_json)
+    for stored in positions.show(call.definitions(keys, cli.ANALYTICS)):
+        _print(stored, as_json)
 
 
-@command.command(
-    epilog=examples(
-        "exporter state reset StatEvent",
-    ),
-)
-@click.argument("key", metavar="KEY", type=KEY)
-@as_json
-@shared
-def reset(call: Call, key: str, as_json: bool) -> None:
+@command.command(epilog=cli.examples("exporter state reset StatEvent"))
+@click.argument("key", metavar="KEY", type=cli.KEY)
+@cli.as_json
+@cli.shared
+def reset(call: cli.Call, key: str, as_json: bool) -> None:
     """Forget the position: the next load reads everything, and rewrites only what differs."""
-    from exporter.commands import positions  # noqa: PLC0415
+    from exporter.commands import positions
 
-    _print(positions.reset(call.definitions((key,), ANALYTICS)[0]), as_json)
+    _print(positions.reset(call.definitions((key,), cli.ANALYTICS)[0]), as_json)
 
 
 @command.command(
-    "set",
-    epilog=examples(
-        "exporter state set StatEvent '2026-01-31 12:00' evt_000000000042",
-    ),
+    epilog=cli.examples("exporter state adopt StatEvent"),
 )
-@click.argument("key", metavar="KEY", type=KEY)
+@click.argument("key", metavar="KEY", type=cli.KEY)
+@cli.as_json
+@cli.shared
+def adopt(call: cli.Call, key: str, as_json: bool) -> None:
+    """Keep the position for a source or a raw table that was moved or made anew on purpose."""
+    from exporter.commands import positions
+
+    _print(positions.adopt(call.definitions((key,), cli.CORE, cli.ANALYTICS)[0]), as_json)
+
+
+@command.command(
+    "set", epilog=cli.examples("exporter state set StatEvent '2026-01-31 12:00' evt_000000000042")
+)
+@click.argument("key", metavar="KEY", type=cli.KEY)
 @click.argument("value", metavar="VALUE")
 @click.argument("id", metavar="[ID]", required=False)
-@as_json
-@shared
-def set_position(call: Call, key: str, value: str, id: str | None, as_json: bool) -> None:
-    """Go on behind VALUE (and ID), as if that row of the source were the last one landed."""
-    from exporter.commands import positions  # noqa: PLC0415
+@cli.as_json
+@cli.shared
+def set_position(call: cli.Call, key: str, value: str, id: str | None, as_json: bool) -> None:
+    """Continue after VALUE (and ID), as if that row of the source were the last one landed."""
+    from exporter.commands import positions
 
-    definition = call.definitions((key,), CORE, ANALYTICS)[0]
+    definition = call.definitions((key,), cli.CORE, cli.ANALYTICS)[0]
     _print(positions.set_to(definition, value, id), as_json)
 
 
-def _print(told: dict[str, Any], as_json: bool) -> None:
-    from exporter.commands import positions  # noqa: PLC0415
+def _print(stored: dict[str, Any], as_json: bool) -> None:
+    from exporter.commands import positions
 
-    click.echo(json.dumps(told) if as_json else positions.line(told))
+    click.echo(json.dumps(stored) if as_json else positions.line(stored))

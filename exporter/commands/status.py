@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.commands.shared import ANALYTICS, KEY, Call, as_json, examples, out, shared
+from exporter.commands import shared as cli
 from exporter.terminal import text
 
 if TYPE_CHECKING:
@@ -16,104 +16,101 @@ if TYPE_CHECKING:
 
 @click.command(
     "status",
-    epilog=examples(
+    epilog=cli.examples(
         "exporter status",
         "exporter status StatEvent",
         "exporter status --json | jq -r 'select(.status != \"ok\").key'",
     ),
 )
-@click.argument("key", metavar="[KEY]", type=KEY, required=False)
-@as_json
-@shared
-def command(call: Call, key: str | None, as_json: bool) -> None:
-    """Show how each definition stands: its last run, its position, what is behind, how fresh.
+@click.argument("key", metavar="[KEY]", type=cli.KEY, required=False)
+@cli.as_json
+@cli.shared
+def command(call: cli.Call, key: str | None, as_json: bool) -> None:
+    """Show the last run, position, backlog and freshness of each definition.
 
-    With a KEY, its last runs.
+    With a KEY, show its last runs.
     """
-    from exporter.monitoring import status  # noqa: PLC0415  what --help does not need
+    from exporter.monitoring import status
 
-    chosen = call.definitions((key,) if key else (), ANALYTICS)
+    chosen = call.definitions((key,) if key else (), cli.ANALYTICS)
     if key:
-        found = status.recent(chosen[0])
-        lines = _runs(key, found)
+        found = status.recent_runs(chosen[0])
+        lines = _table_of_runs(key, found)
     else:
-        standing = list(status.look(chosen, call.say))
-        found = [one.as_dict() for one in standing]
-        lines = _standing(standing)
+        statuses = list(status.current(chosen, call.console.say))
+        found = [it.as_dict() for it in statuses]
+        lines = _table_of_definitions(statuses)
     if as_json:
-        lines = [json.dumps(one, default=lambda value: value.isoformat()) for one in found]
-    for line in lines:
-        out(line)
+        lines = [json.dumps(record, default=lambda value: value.isoformat()) for record in found]
+    cli.out(*lines)
 
 
-def _standing(standing: list[Status]) -> list[str]:
-    from exporter.monitoring.status import rate  # noqa: PLC0415
-
-    rows, notes = [], []
-    for one in standing:
-        run, behind, speed = one.run or {}, one.behind, rate(one.run or {})
-        since = f" {text.duration(run['ago'])}" if run else ""
-        last = f"{one.ended}{since}" + ("" if one.ended in ("never", "running") else " ago")
-        lag = "?"
-        if behind:
-            lag = ("~" if behind.estimated else "") + text.number(behind.rows)
-            lag += f", {text.duration(behind.seconds)}" if behind.seconds else ""
-        fresh = one.freshness or "-"
-        if fresh != "-" and one.age is not None:
-            fresh += f" {text.duration(one.age.total_seconds())}"
-        rows.append(
-            (
-                one.definition.key,
-                last,
-                text.number(run["rows_written"]) if run else "-",
-                text.number(speed) if speed else "-",
-                one.stored.cursor.value[:16] if one.stored.cursor else "-",
-                lag,
-                fresh,
-            )
-        )
-        notes += _notes(one)
+def _table_of_definitions(statuses: list[Status]) -> list[str]:
     head = ("KEY", "LAST RUN", "WRITTEN", "ROWS/S", "POSITION", "BEHIND", "FRESH")
-    lines = text.table(head, rows, right=("WRITTEN", "ROWS/S", "BEHIND"), width=text.width())
+    right = ("WRITTEN", "ROWS/S", "BEHIND")
+    lines = text.table(head, map(_cells, statuses), right=right, width=text.width())
+    notes = [line for status in statuses for line in _notes(status)]
     return [*lines, "", *notes] if notes else lines
 
 
-def _notes(one: Status) -> list[str]:
-    key = one.definition.key
-    if one.ended in ("failed", "interrupted"):
-        return _wrapped(f"{key} {one.ended}: {(one.run or {}).get('error')}")
-    if one.ended == "died":
+def _cells(status: Status) -> tuple[str, ...]:
+    run, behind, rate = status.run or {}, status.behind, status.rows_per_second
+    last = status.ended
+    if run:
+        ago = "" if last == "running" else " ago"
+        last += f" {text.duration(run['ago'])}{ago}"
+    backlog = "?"
+    if behind:
+        backlog = ("~" if behind.estimated else "") + text.number(behind.rows)
+        backlog += f", {text.duration(behind.seconds)}" if behind.seconds else ""
+    fresh = status.freshness or "-"
+    if status.freshness and status.age is not None:
+        fresh += f" {text.duration(status.age.total_seconds())}"
+    return (
+        status.definition.key,
+        last,
+        text.number(run["rows_written"]) if run else "-",
+        text.number(rate) if rate else "-",
+        status.stored.cursor.value[:16] if status.stored.cursor else "-",
+        backlog,
+        fresh,
+    )
+
+
+def _notes(status: Status) -> list[str]:
+    key = status.definition.key
+    if status.ended in ("failed", "interrupted"):
+        return _wrapped(f"{key} {status.ended}: {(status.run or {}).get('error')}")
+    if status.ended == "died":
         return _wrapped(
             f"{key} died: its last run recorded no end, and no session holds its lock;"
             f" exporter load {key} goes on from the position"
         )
-    if one.ended == "running":
-        return _wrapped(f"{key} is running: {one.holder}")
-    return []
+    return _wrapped(f"{key} is running: {status.holder}") if status.ended == "running" else []
 
 
-def _runs(key: str, found: list[dict[str, Any]]) -> list[str]:
-    if not found:
+def _table_of_runs(key: str, runs: list[dict[str, Any]]) -> list[str]:
+    if not runs:
         return [f"{key} has never run"]
     head = ("STARTED (UTC)", "COMMAND", "ENDED", "SECONDS", "READ", "WRITTEN", "ROWS/S")
     rows = [
         (
-            f"{one['started_at']:%Y-%m-%d %H:%M:%S}",
-            one["command"],
-            one["status"],
-            "-" if one["seconds"] is None else f"{one['seconds']:,.1f}",
-            text.number(one["rows_read"]),
-            text.number(one["rows_written"]),
-            text.number(one["rows_per_second"]) if one["rows_per_second"] else "-",
+            f"{run['started_at']:%Y-%m-%d %H:%M:%S}",
+            run["command"],
+            run["status"],
+            "-" if run["seconds"] is None else f"{run['seconds']:,.1f}",
+            text.number(run["rows_read"]),
+            text.number(run["rows_written"]),
+            text.number(run["rows_per_second"]) if run["rows_per_second"] else "-",
         )
-        for one in found
+        for run in runs
     ]
-    lines = text.table(head, rows, right=head[3:], width=text.width())
-    told = lines[:1]
-    for line, one in zip(lines[1:], found, strict=True):
-        told += [line, *(_wrapped(one["error"], "  ") if one["error"] else ())]
-    return told
+    first, *others = text.table(head, rows, right=head[3:], width=text.width())
+    lines = [first]
+    for line, run in zip(others, runs, strict=True):
+        lines += [line, *(_wrapped(run["error"], "  ") if run["error"] else ())]
+    return lines
 
 
 def _wrapped(line: str, first: str = "") -> list[str]:
-    return text.wrapped(line, text.width() or 80, first, "  " + first)
+    return text.wrapped(line, text.width(), first, "  " + first)

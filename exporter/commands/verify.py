@@ -6,49 +6,34 @@ import sys
 
 import click
 
-from exporter.commands.shared import (
-    ANALYTICS,
-    CORE,
-    KEY,
-    Call,
-    as_json,
-    examples,
-    max_deletes,
-    most_deletes,
-    shared,
-)
+from exporter.commands import shared as cli
 from exporter.errors import StoppedError, UsageError, exit_status
-from exporter.terminal.signals import sigterm_interrupts
 
 
 @click.command(
-    "verify",
-    epilog=examples(
-        "exporter verify",
-        "exporter verify StatEvent --repair",
-    ),
+    "verify", epilog=cli.examples("exporter verify", "exporter verify StatEvent --repair")
 )
-@click.argument("keys", nargs=-1, metavar="[KEY]...", type=KEY)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
 @click.option(
     "--repair",
     is_flag=True,
     help="Load, then land what differs, and apply exporter.deletes to what is gone at the source.",
 )
-@max_deletes
-@as_json
-@shared
+@cli.max_deletes
+@cli.as_json
+@cli.shared
 def command(
-    call: Call, keys: tuple[str, ...], repair: bool, max_deletes: float | None, as_json: bool
+    call: cli.Call, keys: tuple[str, ...], repair: bool, max_deletes: float | None, as_json: bool
 ) -> None:
     """Compare raw with the source, by checksums, down to the rows. Without a KEY, all definitions.
 
-    Ends with status 1 where rows are missing in raw, extra or different, and not merely in flight:
-    changed since the last load, and landed by the next.
+    Ends with status 1 where rows are missing in raw, extra or different. Rows in flight do not
+    count: they changed since the last load, and the next one lands them.
     """
-    from exporter.verify.verify import advice, verify  # noqa: PLC0415  what --help does not need
+    from exporter.verify.verify import advice, verify
 
-    most = most_deletes(max_deletes, "--repair", on=repair)
-    chosen = call.definitions(keys, CORE, ANALYTICS)
+    most = cli.most_deletes(max_deletes, "--repair", on=repair)
+    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
     for definition in chosen:
         if repair and definition.destination.mode == "append":
             raise UsageError(
@@ -57,15 +42,15 @@ def command(
                 hint=f"exporter load {definition.key} --full-refresh",
             )
     statuses = []
-    with sigterm_interrupts():
+    with cli.interruptible():
         for definition in chosen:
             verdict = verify(definition, call.console, repair=repair, most=most)
             call.console.ended(verdict, as_json=as_json)
             if verdict.error:
                 statuses.append(verdict.error.exit_status)
             elif verdict.status == "different":
-                told = advice(definition, verdict)
-                call.console.say(told, "error", key=definition.key, event="different")
+                text = advice(definition, verdict)
+                call.console.say(text, "error", key=definition.key, event="different")
                 statuses.append(1)
             if isinstance(verdict.error, StoppedError):
                 break

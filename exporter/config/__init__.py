@@ -1,4 +1,8 @@
 """What is declared: the dbt project's YAML, its profile, and the environment.
 
-Files and variables come in; ``Definition`` and URLs go out.
+Files and variables come in; a ``Definition`` for each table and the databases' URLs go out.
 """
+
+from exporter.config.definition import Cursor, Definition, Destination, SourceTable
+
+__all__ = ["Cursor", "Definition", "Destination", "SourceTable"]

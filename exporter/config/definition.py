@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from psycopg import sql
 
-from exporter.errors import DefinitionError
+from exporter.errors import DefinitionError, nearest
 
 
 class Key(NamedTuple):
-    """A key of the definition: what validation knows of it, and what the reference shows."""
+    """A key of the definition, as validation and the reference page need it."""
 
     meaning: str
     default: Any = None  # taken where the YAML says nothing
-    otherwise: str = "required"  # said in the default's place where it is not one value
+    otherwise: str = "required"  # shown in the default's place where it is not one value
 
 
 KEYS = {
@@ -87,8 +86,8 @@ class Cursor(NamedTuple):
     nulls: str  # error, skip or load: what becomes of rows without a cursor
 
 
-class Source(NamedTuple):
-    """What is read. ``where`` is ``file:line`` of its declaration."""
+class SourceTable(NamedTuple):
+    """The table that is read, and what of it. ``where`` is ``file:line`` of its declaration."""
 
     where: str
     schema: str
@@ -135,7 +134,7 @@ class Definition(NamedTuple):
 
     key: str
     where: str
-    source: Source
+    source: SourceTable
     destination: Destination
     batch_rows: int
     freshness: Freshness | None = None
@@ -152,68 +151,74 @@ def parse(
 ) -> Definition:
     """Return the definition in ``config.meta.exporter``. Raises DefinitionError.
 
-    ``freshness`` are dbt's own of that name, the table's after its source's.
+    ``freshness`` are the values of dbt's key of that name, the table's after its source's.
     """
-    reader = _Reader(where)
-    root = reader.mapping(meta, "")
-    origin = reader.mapping(root.get("source"), "source")
-    cursor = reader.mapping(origin.get("cursor"), "source.cursor")
-    conflict = reader.names(root.get("conflict_columns"), "conflict_columns") or ()
-    mode = reader.choice(
-        root.get("mode", "upsert" if conflict else "append"), "mode", ("upsert", "append")
-    )
-    if mode == "upsert" and not conflict:
-        reader.fail("conflict_columns", "is required with mode: upsert")
-    nulls = reader.choice(cursor["nulls"], "source.cursor.nulls", ("error", "skip", "load"))
-    if mode == "append" and nulls == "load":
-        reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
-    deletes = reader.choice(root["deletes"], "deletes", ("ignore", "mark", "remove"))
-    if mode == "append" and deletes != "ignore":
-        reader.fail("deletes", "must be ignore with mode: append, whose rows have no key")
-    id_field = cursor.get("id_field")
-    columns, expressions = reader.columns(origin.get("columns"), "source.columns")
-    exclude = reader.names(origin.get("exclude"), "source.exclude") or ()
-    for name in (cursor.get("field"), id_field):
-        if name in expressions:
-            reader.fail("source.columns", f"computes {name}, which is read as the cursor")
-    for name in conflict:
-        if name in exclude or (columns is not None and name not in {*columns, *expressions}):
-            reader.fail("conflict_columns", f"names {name}, which source.columns leaves out")
-    spread = root.get("distribution_column", conflict[0] if conflict else None)
-    if spread is not None and spread not in (conflict or (spread,)):
-        reader.fail(
-            "distribution_column", "must be one of conflict_columns: Citus keeps them unique"
-        )
-    key = reader.text(root.get("key", f"{source}.{table}"), "key")
+    reader = _Reader(meta, where)
+    key = reader.text("key", f"{source}.{table}")
+    origin = _source(reader)
     return Definition(
         key=key,
         where=where,
-        source=Source(
-            where=where,
-            schema=reader.text(origin["schema"], "source.schema"),
-            table=reader.text(origin.get("table"), "source.table"),
-            cursor=Cursor(
-                reader.text(cursor.get("field"), "source.cursor.field"),
-                None if id_field is None else reader.text(id_field, "source.cursor.id_field"),
-                reader.lookback(cursor.get("lookback"), "source.cursor.lookback"),
-                nulls,
-            ),
-            columns=columns,
-            expressions=expressions,
-            exclude=exclude,
-        ),
-        destination=Destination(
-            key=key,
-            schema=schema,
-            table=table,
-            conflict_columns=conflict if mode == "upsert" else (),
-            mode=mode,
-            evolution=reader.choice(root["schema"], "schema", ("evolve", "freeze")),
-            deletes=deletes,
-            distribution_column=spread,
-        ),
-        batch_rows=reader.positive(root["batch_rows"], "batch_rows"),
+        source=origin,
+        destination=_destination(reader, key, schema, table, origin),
+        batch_rows=reader.positive("batch_rows"),
         freshness=_freshness(freshness, where),
+    )
+
+
+def _source(reader: _Reader) -> SourceTable:
+    columns, expressions = reader.columns("source.columns")
+    id_field = "source.cursor.id_field"
+    cursor = Cursor(
+        reader.text("source.cursor.field"),
+        None if reader.value(id_field) is None else reader.text(id_field),
+        reader.lookback("source.cursor.lookback"),
+        reader.choice("source.cursor.nulls", ("error", "skip", "load")),
+    )
+    for name in (cursor.field, cursor.id_field):
+        if name in expressions:
+            reader.fail("source.columns", f"computes {name}, which is read as the cursor")
+    return SourceTable(
+        where=reader.where,
+        schema=reader.text("source.schema"),
+        table=reader.text("source.table"),
+        cursor=cursor,
+        columns=columns,
+        expressions=expressions,
+        exclude=reader.names("source.exclude"),
+    )
+
+
+def _destination(
+    reader: _Reader, key: str, schema: str, table: str, source: SourceTable
+) -> Destination:
+    conflict = reader.names("conflict_columns")
+    mode = reader.choice("mode", ("upsert", "append"), "upsert" if conflict else "append")
+    deletes = reader.choice("deletes", ("ignore", "mark", "remove"))
+    if mode == "upsert" and not conflict:
+        reader.fail("conflict_columns", "is required with mode: upsert")
+    if mode == "append" and source.cursor.nulls == "load":
+        reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
+    if mode == "append" and deletes != "ignore":
+        reader.fail("deletes", "must be ignore with mode: append, whose rows have no key")
+    landed = None if source.columns is None else {*source.columns, *source.expressions}
+    for name in conflict:
+        if name in source.exclude or (landed is not None and name not in landed):
+            reader.fail("conflict_columns", f"names {name}, which source.columns leaves out")
+    distribution = reader.value("distribution_column", conflict[0] if conflict else None)
+    if distribution is not None and conflict and distribution not in conflict:
+        reader.fail(
+            "distribution_column", "must be one of conflict_columns: Citus keeps them unique"
+        )
+    return Destination(
+        key=key,
+        schema=schema,
+        table=table,
+        conflict_columns=conflict if mode == "upsert" else (),
+        mode=mode,
+        evolution=reader.choice("schema", ("evolve", "freeze")),
+        deletes=deletes,
+        distribution_column=distribution,
     )
 
 
@@ -241,69 +246,86 @@ def _freshness(levels: Sequence[Any], where: str) -> Freshness | None:
 
 
 class _Reader:
-    """Takes values out of the YAML, and fails with their place."""
+    """The values of a definition by their dotted names, as in KEYS; an error names their place."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, meta: Any, where: str) -> None:
         self.where = where
+        self._values: dict[str, Any] = {}
+        self._add("", meta)
+        self._add("source.", self._values.get("source"))
+        self._add("source.cursor.", self._values.get("source.cursor"))
 
-    def fail(self, key: str, problem: str) -> None:
+    def _add(self, prefix: str, group: Any) -> None:
+        if not isinstance(group, dict):
+            problem = "is required, a mapping" if group is None else "must be a mapping"
+            self.fail(prefix.rstrip("."), problem)
+        below = (name.removeprefix(prefix) for name in KEYS if name.startswith(prefix))
+        known = list(dict.fromkeys(name.partition(".")[0] for name in below))
+        for name, value in group.items():
+            if name not in known:
+                advice = nearest(snake_case(str(name)), known)
+                self.fail(f"{prefix}{name}", f"is not a key of the exporter; {advice}")
+            self._values[prefix + name] = value
+
+    def fail(self, key: str, problem: str) -> NoReturn:
         place = f"exporter.{key}" if key else "exporter"
         raise DefinitionError(f"{self.where}: {place} {problem}")
 
-    def mapping(self, value: Any, key: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self.fail(key, "is required, a mapping" if value is None else "must be a mapping")
-        known = _keys_below(key)
-        for name in value:
-            if name not in known:
-                near = difflib.get_close_matches(snake_case(str(name)), known, 1)
-                full = f"{key}.{name}" if key else str(name)
-                advice = f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)
-                self.fail(full, f"is not a key of the exporter; {advice}")
-        return {name: one for name, one in known.items() if one is not None} | dict(value)
+    def value(self, key: str, default: Any = None) -> Any:
+        """Return what the YAML says, which may be null; else the default."""
+        return self._values.get(key, KEYS[key].default if default is None else default)
 
-    def text(self, value: Any, key: str) -> str:
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.value(key, default)
         if value is None:
             self.fail(key, "is required")
         if not isinstance(value, str) or not value:
             self.fail(key, "must be text")
-        return str(value)
+        return value
 
-    def names(self, value: Any, key: str) -> tuple[str, ...] | None:
-        if value is None:
-            return None
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+    def names(self, key: str, names: Any = None) -> tuple[str, ...]:
+        """Return the names that the YAML lists, or check the given ones."""
+        names = self.value(key) if names is None else names
+        if names is None:
+            return ()
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
             self.fail(key, "must be a list of column names")
-        if len(set(value)) != len(value):
+        if len(set(names)) != len(names):
             self.fail(key, "names a column twice")
-        return tuple(value)
+        return tuple(names)
 
-    def columns(self, value: Any, key: str) -> tuple[tuple[str, ...] | None, dict[str, str]]:
-        """Names, and mappings of a name and an expression: the plain names, the expressions."""
+    def columns(self, key: str) -> tuple[tuple[str, ...] | None, dict[str, str]]:
+        """Return the plain names, None for all columns; and the computed ones' expressions."""
+        value = self.value(key)
         if not isinstance(value, list):
-            return self.names(value, key), {}
-        plain = [one for one in value if not isinstance(one, dict)]
+            return self.names(key) or None, {}
+        plain = [item for item in value if not isinstance(item, dict)]
         expressions: dict[str, str] = {}
-        for one in value:
-            if isinstance(one, dict):
-                if sorted(one) != ["expression", "name"]:
+        for item in value:
+            if isinstance(item, dict):
+                if sorted(item) != ["expression", "name"]:
                     self.fail(key, "must be names, or mappings with name and expression")
-                name = self.text(one["name"], f"{key}.name")
-                expressions[name] = self.text(one["expression"], f"{key}.expression")
-        self.names([*plain, *expressions], key)
+                for part, text in item.items():
+                    if not isinstance(text, str) or not text:
+                        self.fail(f"{key}.{part}", "must be text")
+                expressions[item["name"]] = item["expression"]
+        self.names(key, [*plain, *expressions])
         return tuple(plain), expressions
 
-    def choice(self, value: Any, key: str, choices: tuple[str, ...]) -> str:
+    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:
+        value = self.value(key, default)
         if value not in choices:
             self.fail(key, "must be one of " + ", ".join(choices))
         return str(value)
 
-    def positive(self, value: Any, key: str) -> int:
+    def positive(self, key: str) -> int:
+        value = self.value(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.fail(key, "must be a whole number above 0")
-        return int(value)
+        return value
 
-    def lookback(self, value: Any, key: str) -> timedelta | int | None:
+    def lookback(self, key: str) -> timedelta | int | None:
+        value = self.value(key)
         if value is None:
             return None
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -311,19 +333,7 @@ class _Reader:
         found = re.fullmatch(r"(\d+) *(second|minute|hour|day)s?", str(value).strip())
         if not found:
             self.fail(key, "must be a time such as '5 minutes', or a number")
-            raise AssertionError
         return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
-
-
-def _keys_below(group: str) -> dict[str, Any]:
-    """The keys of a group, each with its default."""
-    prefix = f"{group}." if group else ""
-    found: dict[str, Any] = {}
-    for name, key in KEYS.items():
-        if name.startswith(prefix):
-            first, _, below = name.removeprefix(prefix).partition(".")
-            found[first] = None if below else key.default
-    return found
 
 
 def snake_case(name: str) -> str:

@@ -1,20 +1,31 @@
-"""The environment: ``.env`` files, and the variables that name the databases."""
+"""Where the databases are: ``.env`` files, environment variables, else the dbt profile."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from exporter.config import project
 from exporter.errors import DefinitionError, SettingError
+
+# The profile's name of a setting → libpq's.
+_NAMES = {
+    **{name: name for name in ("host", "port", "user", "password", "dbname")},
+    **{name: name for name in ("sslmode", "sslrootcert", "sslcert", "sslkey")},
+    "pass": "password",
+    "database": "dbname",
+}
 
 
 def load_environment(root: Path, name: str | None) -> None:
-    """Read ``.env.NAME``, else ``.env``; what the environment holds already wins."""
+    """Read ``.env.NAME``, else ``.env``; a variable that is set already keeps its value.
+
+    Raises SettingError.
+    """
     file = root / (f".env.{name}" if name else ".env")
     if not file.is_file():
         if name:
@@ -26,15 +37,13 @@ def load_environment(root: Path, name: str | None) -> None:
 
 
 def require(root: Path, *variables: str) -> None:
-    """Check that the variables name databases; the destination may be the dbt profile's.
+    """Check that the variables hold URLs; the destination's may come from the dbt profile.
 
     Raises SettingError.
     """
     if "DATABASE_URL_ANALYTICS" in variables and not os.environ.get("DATABASE_URL_ANALYTICS"):
-        from exporter.config import profile  # noqa: PLC0415  only where the variable is not set
-
-        with contextlib.suppress(DefinitionError):  # a profile that itself asks for the variable
-            found = profile.conninfo(root)
+        with contextlib.suppress(DefinitionError):  # a profile that itself reads the variable
+            found = _profile_url(root)
             if found:
                 os.environ["DATABASE_URL_ANALYTICS"] = found
     for variable in variables:
@@ -54,19 +63,34 @@ def url(variable: str) -> str:
         parts = conninfo_to_dict(value)
     except psycopg.ProgrammingError:  # its message quotes the URL, password included
         raise SettingError(f"{variable} is not a PostgreSQL URL", hint=hint) from None
-    if "://" in value and _has_stray_at(parts, "host=" in value.partition("?")[2]):
-        raise SettingError(
-            f"{variable}: it cannot be told where its password ends: @ stands in it as it is",
-            hint=hint,
-        )
+    # A host may be a socket's folder that begins with @, where it is a parameter of its own.
+    names = ("port", "dbname") if "host=" in value.partition("?")[2] else ("host", "port", "dbname")
+    if "://" in value and any("@" in str(parts.get(name) or "") for name in names):
+        # libpq would take the end of the password for a host, and tell of it in its message.
+        raise SettingError(f"{variable}: an @ of its password is not percent-encoded", hint=hint)
     return value
 
 
-def _has_stray_at(parts: Mapping[str, object], host_is_asked: bool) -> bool:
-    """Whether an @ of the password has made its tail a host, a port or a database.
+def _profile_url(root: Path) -> str | None:
+    """Return the connection string of the profile's target, None without a profiles.yml.
 
-    libpq would try them, and tell of them in its messages. ``host_is_asked``: the host is a
-    parameter of its own, and may be a socket that begins with @.
+    Looks where dbt does. Raises SettingError where the profile or its target is missing,
+    DefinitionError for an environment variable that it names and that is not set.
     """
-    names = ("port", "dbname") if host_is_asked else ("host", "port", "dbname")
-    return any("@" in str(parts.get(name) or "") for name in names)
+    folders = [Path(os.environ.get("DBT_PROFILES_DIR") or root), root, Path.home() / ".dbt"]
+    file = next((f / "profiles.yml" for f in folders if (f / "profiles.yml").is_file()), None)
+    if file is None:
+        return None
+    name = os.environ.get("DBT_PROFILE") or project.read(root / "dbt_project.yml").get("profile")
+    profile = project.read(file).get(str(name))
+    if not isinstance(profile, dict):
+        raise SettingError(f"{file} has no profile {name}", hint="DATABASE_URL_ANALYTICS would do")
+    target = os.environ.get("DBT_TARGET") or project.render(
+        profile.get("target", "default"), {}, str(file)
+    )
+    output = (profile.get("outputs") or {}).get(target)
+    if not isinstance(output, dict) or output.get("type") != "postgres":
+        raise SettingError(f"{file}: {name} has no postgres output {target}")
+    chosen = {_NAMES[key]: value for key, value in output.items() if key in _NAMES}
+    values = {key: project.render(value, {}, str(file)) for key, value in chosen.items()}
+    return make_conninfo("", **{key: value for key, value in values.items() if value != ""})

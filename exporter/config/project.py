@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from exporter.config.definition import Definition, parse
 from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
 
+_LONGEST = 63  # bytes of an identifier
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -29,7 +30,10 @@ def find(start: Path) -> Path:
 
 
 def definitions(root: Path) -> list[Definition]:
-    """Return every definition of the project, in the order of files. Raises UsageError's kinds."""
+    """Return every definition of the project, in the order of its files.
+
+    Raises ProjectError where there is none, DefinitionError.
+    """
     found = declared(root)
     if not found:
         raise ProjectError(
@@ -40,25 +44,46 @@ def definitions(root: Path) -> list[Definition]:
 
 
 def declared(root: Path) -> list[Definition]:
-    """Return the same, also where there is none."""
+    """Return every definition of the project; there may be none. Raises DefinitionError."""
     config = read(root / "dbt_project.yml")
     variables = config.get("vars") or {}
-    found: list[Definition] = []
-    for folder in config.get("model-paths") or ["models"]:
-        for file in sorted((root / folder).rglob("*.y*ml")):
-            if "exporter" in file.read_text(encoding="utf-8"):
-                found += _definitions_of(root, file, variables)
-    seen: dict[str, Definition] = {}
-    for one in found:
-        if one.key in seen:
-            raise DefinitionError(f"{one.where}: key {one.key} stands in {seen[one.key].where} too")
-        seen[one.key] = one
-    return found
+    found: dict[str, Definition] = {}
+    for folder in model_paths(root, config):
+        for file in sorted(folder.rglob("*.y*ml")):
+            if "exporter" not in file.read_text(encoding="utf-8"):
+                continue
+            for definition in _definitions_of(root, file, variables):
+                key, where = definition.key, definition.where
+                if key in found:
+                    raise DefinitionError(f"{where}: key {key} stands in {found[key].where} too")
+                found[key] = definition
+    _refuse_shared_tables(found.values())
+    return list(found.values())
+
+
+def _refuse_shared_tables(definitions: Iterable[Definition]) -> None:
+    """Raise DefinitionError where two definitions have one raw table, or PostgreSQL cuts a name."""
+    tables: dict[str, str] = {}
+    for definition in definitions:
+        where, target = definition.where, definition.destination
+        for name in (target.schema, target.table):
+            if len(name.encode()) > _LONGEST:
+                raise DefinitionError(
+                    f"{where}: {name} is longer than the {_LONGEST} bytes that PostgreSQL keeps"
+                )
+        other = tables.setdefault(str(target), where)
+        if other != where:
+            raise DefinitionError(f"{where}: {target} is the raw table of {other}, too")
+
+
+def model_paths(root: Path, config: dict[str, Any]) -> list[Path]:
+    """Return the folders of the project's models, the first of which gets new ones."""
+    return [root / folder for folder in config.get("model-paths") or ["models"]]
 
 
 def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definition]:
     """Return the definitions that the keys name; all without keys. Raises UsageError."""
-    by_key = {one.key: one for one in everything}
+    by_key = {definition.key: definition for definition in everything}
     for key in keys:
         if key not in by_key:
             raise UsageError(f"no definition has the key {key}", hint=nearest(key, by_key))
@@ -73,7 +98,7 @@ def read(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
-        raise DefinitionError(f"{_shown(file)}{line}: {problem}") from None
+        raise DefinitionError(f"{shown(file)}{line}: {problem}") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -105,7 +130,7 @@ def _line(file: Path, name: str) -> int:
 
 
 def render(value: Any, variables: dict[str, Any], where: str) -> Any:
-    """Return a YAML value with its Jinja rendered: env_var, var, and what a dbt profile has.
+    """Return a YAML value with its Jinja rendered: ``env_var``, ``var``, and a profile's filters.
 
     Raises DefinitionError.
     """
@@ -115,7 +140,7 @@ def render(value: Any, variables: dict[str, Any], where: str) -> Any:
         return [render(item, variables, where) for item in value]
     if not isinstance(value, str) or "{{" not in value:
         return value
-    import jinja2  # noqa: PLC0415  only where a value asks for it
+    import jinja2  # noqa: PLC0415  only where a value needs it
     from jinja2.sandbox import SandboxedEnvironment  # noqa: PLC0415
 
     def env_var(name: str, default: str | None = None) -> str:
@@ -142,6 +167,7 @@ def render(value: Any, variables: dict[str, Any], where: str) -> Any:
     return int(rendered) if rendered.isdigit() else rendered
 
 
-def _shown(file: Path) -> Path:
+def shown(path: Path) -> Path:
+    """Return a path as a message shows it: relative where it lies below the current folder."""
     here = Path.cwd()
-    return file.relative_to(here) if file.is_relative_to(here) else file
+    return path.relative_to(here) if path.is_relative_to(here) else path

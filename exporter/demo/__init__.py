@@ -1,4 +1,5 @@
-"""The embedded server, and the demo that runs on it.
+"""An embedded PostgreSQL server for the demo and the tests, and the demo itself.
 
-Its callers hand in the project's folder; URLs of databases to throw away go out.
+The project's folder and the server's settings come in; URLs of throw-away databases go out. The
+demo prints what it does.
 """

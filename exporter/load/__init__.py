@@ -2,3 +2,5 @@
 
 Definitions come in; rows land in raw, positions are stored, and a ``Result`` a definition goes out.
 """
+
+MOST_DELETES = 10  # percent of raw that may go in one load, unless the command line says otherwise

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from exporter.config.definition import Definition
+from exporter import state
+from exporter.config import Definition, Destination
 from exporter.errors import ClusterError, DatabaseError, ExporterError
 from exporter.load import ranges
-from exporter.load.ranges import Crew, FirstLoad, Landed, NotByRanges, Range, Tally
+from exporter.load.ranges import Crew, FirstLoad, Landed, NotByRanges, Tally
 from exporter.load.threads import Team
-from exporter.state import fence
-from exporter.state import position as state
-from exporter.state.runs import Result
-from exporter.terminal import signals
-from exporter.terminal.console import Console
-from exporter.wire.connection import Connection, Sessions, connect
+from exporter.source import Range
+from exporter.state import Result, fence
+from exporter.terminal import Console, signals
+from exporter.wire import Connection, Sessions, connect
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -81,7 +80,7 @@ class Cluster(Team):
         self, first: FirstLoad, source: Connection, destination: Connection, tally: Tally
     ) -> None:
         """Have the ranges landed, so many in flight as twice the workers' threads."""
-        parts = first.ranges()
+        parts = first.blocks.ranges()
         running: set[Future] = set()
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         source.execute("set local idle_in_transaction_session_timeout = 0")
@@ -98,7 +97,7 @@ class Cluster(Team):
                     future = done.get(timeout=_LOOK)
                     running.remove(future)
                     self._free.release()
-                    tally.landed(value_of(future, first.definition.key), elsewhere=True)
+                    tally.landed(value_of(future, first.key), elsewhere=True)
                 if self.stop:
                     raise self.stop
                 if time.monotonic() > heard + _ALIVE:
@@ -125,7 +124,7 @@ class Cluster(Team):
             land_range,
             first,
             part,
-            key=f"{first.definition.key}-{first.run}-{part.number}",
+            key=f"{first.key}-{first.run}-{part.number}",
             priority=-part.number,  # the others wait for the one that is next
             retries=_RETRIES,
             pure=False,
@@ -169,7 +168,7 @@ def shared_keys(definitions: list[Definition], blocks: dict[str, int]) -> set[st
         return {
             one.key
             for one in definitions
-            if blocks[one.key] >= LARGE and state.read(destination, one.key).cursor is None
+            if blocks[one.key] >= LARGE and state.read(destination, one.destination).cursor is None
         }
 
 
@@ -190,7 +189,7 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
             connect("DATABASE_URL_CORE") as source,
             ranges.shared_snapshot(source, first),
         ):
-            wait = _Waiting(destination, first.definition)
+            wait = _Waiting(destination, first.raw.target)
             (landed,) = ranges.land(first, source, destination, iter([part]), lambda _: None, wait)
             return landed
     except DatabaseError:
@@ -202,9 +201,9 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
 class _Waiting:
     """What a range does, called again and again, while it is another one's turn."""
 
-    def __init__(self, destination: Connection, definition: Definition) -> None:
+    def __init__(self, destination: Connection, target: Destination) -> None:
         self._destination = destination
-        self._definition = definition
+        self._target = target
         self._since: float | None = None
         self._checked = 0.0
 
@@ -218,7 +217,7 @@ class _Waiting:
             self._since = 0
             secede()
         if now > self._checked + 1:  # nobody else would end this, were that process gone
-            fence.check_holder(self._destination, self._definition)
+            fence.check_holder(self._destination, self._target)
             self._checked = now
         time.sleep(_STEP)
 

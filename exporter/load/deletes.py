@@ -2,96 +2,77 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 from psycopg import sql
 
-from exporter.errors import DriftError
-from exporter.load.one import Load
-from exporter.raw import compare, landing
+from exporter import state
+from exporter.load.transfer import After, Transfer, refuse_more
+from exporter.raw import STAMP, compare, statements
 from exporter.raw.sides import FALSE, Comparison, comparison, names
-from exporter.raw.table import STAMP
-from exporter.source.window import Horizon
-from exporter.state import position as state
+from exporter.source import Horizon, Table
 
 
-def reconcile(most: float) -> Callable[[Load], None]:
+def reconcile(most: float) -> After:
     """Return what ``load`` is to do afterwards: apply the definition's ``deletes``.
 
     It raises DriftError where more than ``most`` percent of raw would go.
     """
 
-    def after(load: Load) -> None:
-        definition = load.definition
-        if definition.destination.deletes == "ignore":
+    def after(transfer: Transfer, table: Table) -> None:
+        target, attempt = transfer.raw.target, transfer.attempt
+        source, destination = attempt.source, attempt.destination
+        if target.deletes == "ignore":
             return
-        both = comparison(load.source, load.destination, definition, load.table, keys_only=True)
-        first = compare.sums(load.source, load.destination, both)
+        both = comparison(source, destination, target, table, keys_only=True)
+        first = compare.sums(source, destination, both)
         if not first.differ:
             return
-        with load.destination.transaction():
-            found = compare.narrow(
-                load.source, load.destination, both, first, young=not_yet(both, load.horizon)
-            )
-            extra = found["extra"]
-            command = f"exporter load {definition.key} --reconcile"
-            refuse_more(definition.key, extra, first.rows_raw, most, command)
+        with destination.transaction():
+            young = not_yet(both, transfer.plan.horizon)
+            extra = compare.narrow(source, destination, both, first, young=young)["extra"]
+            command = f"exporter load {target.key} --reconcile"
+            refuse_more(target.key, extra, first.rows_raw, most, command)
             if extra:
-                stamp = next_stamp(load)
-                apply(load, both, stamp)
-                store(load, stamp)
+                stamp = next_stamp(transfer)
+                apply(transfer, both, stamp)
+                store(transfer, stamp)
 
     return after
 
 
-def refuse_more(key: str, extra: int, rows: int, most: float, command: str) -> None:
-    """Raise DriftError where more than ``most`` percent of raw's rows would go.
-
-    A source that is empty by accident, or hides its rows from this role, must not empty raw.
-    """
-    share = 100 * extra / max(rows, 1)
-    if share > most:
-        raise DriftError(
-            f"{key}: {extra:,} of the {rows:,} rows of raw ({share:.0f} %) are gone at the source,"
-            f" more than --max-deletes {most:g} allows: none was deleted",
-            hint=f"if they have to go: {command} --max-deletes {math.ceil(share)}",
-        )
-
-
-def apply(load: Load, both: Comparison, stamp: str) -> None:
+def apply(transfer: Transfer, both: Comparison, stamp: str) -> None:
     """Mark or remove the rows that ``compare.narrow`` found to be extra, in its transaction."""
-    raw = load.transfer.raw
+    raw = transfer.raw
     comma = sql.SQL(", ")
-    done = load.destination.execute(
-        landing.gone(raw, stamp)
+    done = transfer.attempt.destination.execute(
+        statements.gone(raw, stamp)
         + sql.SQL(" where ({}) in (select {} from {} where kind = 'extra')").format(
             comma.join(sql.Identifier("r", key.name) for key in both.raw.keys),
             comma.join(names(both.raw.keys)),
             compare.DIFFERENCES,
         )
-        + landing.living(raw)
+        + statements.living(raw)
     )
-    load.result.totals.rows_deleted += done.rowcount
+    transfer.attempt.result.totals.rows_deleted += done.rowcount
 
 
-def next_stamp(load: Load) -> str:
+def next_stamp(transfer: Transfer) -> str:
     """Return an ``_exported_at`` that is later than all that the load gave."""
-    return state.stamp(load.destination, state.read(load.destination, load.definition.key))
+    destination = transfer.attempt.destination
+    return state.stamp(destination, state.read(destination, transfer.raw.target))
 
 
-def store(load: Load, stamp: str) -> None:
+def store(transfer: Transfer, stamp: str) -> None:
     """Record what was done with that stamp, in its transaction."""
-    stored = state.read(load.destination, load.definition.key)
-    load.transfer.store(stored._replace(exported_at=stamp), "ok")
+    stored = state.read(transfer.attempt.destination, transfer.raw.target)
+    transfer.store(stored._replace(exported_at=stamp), "ok")
 
 
-def not_yet(both: Comparison, horizon: Horizon) -> sql.Composable:
+def not_yet(both: Comparison, horizon: Horizon | None) -> sql.Composable:
     """Return the condition for rows of raw that a standby may not have been told of yet.
 
     It shows what its primary had a while ago, and another server may have been read before.
     """
-    if not horizon.standby or not both.stamped:
+    if horizon is None or not horizon.standby or not both.stamped:
         return FALSE
     return sql.SQL("{} > {}::timestamptz - interval '5 minutes'").format(
         sql.Identifier(STAMP), sql.Literal(horizon.oldest_open)

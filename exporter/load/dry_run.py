@@ -8,21 +8,20 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter import state
+from exporter.config import Definition
 from exporter.errors import DatabaseError
-from exporter.load import first
-from exporter.load.one import Load
-from exporter.load.transfer import STAGED, select
-from exporter.raw import landing
+from exporter.load import worth
+from exporter.load.one import tell_plan
+from exporter.load.transfer import Attempt
+from exporter.raw import statements
 from exporter.raw import table as raw_table
-from exporter.source import window
+from exporter.raw.table import Preparation
+from exporter.source import NEW, Plan, Table, Wanted, reader_of
 from exporter.source.catalog import planned_rows
-from exporter.state import position as state
-from exporter.state.position import State
-from exporter.state.runs import Result
-from exporter.terminal.console import Console
-from exporter.wire.connection import connect
-from exporter.wire.retry import first_line
+from exporter.state import Binding, Result, State, Worth
+from exporter.terminal import Console
+from exporter.wire import connect, first_line
 
 
 class Rehearsal(NamedTuple):
@@ -82,13 +81,13 @@ class Rehearsal(NamedTuple):
         if self.holder:
             told.append(f"  locked by   {self.holder}")
         again = f" ({self.ranges:,} times, with other blocks)" if self.ranges != 1 else ""
-        for title, statements in (
+        for title, lines in (
             ("raw before", self.changes),
             (f"source{again}", self.source),
             ("raw", self.raw),
         ):
-            if statements:
-                told += [f"  {title}:", *(textwrap.indent(f"{one};", "    ") for one in statements)]
+            if lines:
+                told += [f"  {title}:", *(textwrap.indent(f"{one};", "    ") for one in lines)]
         return told
 
 
@@ -96,92 +95,74 @@ def _rows(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
 
 
-def rehearse(
-    definition: Definition, console: Console, *, full_refresh: bool, span: window.Span | None
-) -> Rehearsal:
+def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehearsal:
     """Return what ``load`` would do. Raises ExporterError."""
-    try:
-        return _rehearsed(definition, console, full_refresh, span)
-    except psycopg.Error as error:
-        raise DatabaseError(f"{definition.key}: {first_line(error)}") from None
-
-
-def _rehearsed(
-    definition: Definition, console: Console, full_refresh: bool, span: window.Span | None
-) -> Rehearsal:
 
     def say(text: str, level: str = "warning", event: str = "notice", **values: object) -> None:
         console.say(text, level, key=definition.key, event=event, **values)
 
-    with connect("DATABASE_URL_ANALYTICS") as destination, connect("DATABASE_URL_CORE") as source:
-        destination.execute("set default_transaction_read_only = on")
-        load = Load(definition, source, destination, Result(definition.key), say, _ignore, None)
-        known = state.tables_exist(destination)
-        load.stored = state.read(destination, definition.key) if known else State()
-        with load.looking():
-            before = state.remembered_columns(destination, definition.key) if known else None
-            planned = raw_table.plan(destination, definition, load.table, load.hidden, before)
-            for text in (*(change.said for change in planned.changes), *planned.told):
-                say(text)
-            load.set_out(planned.raw)
-            return _seen(load, planned, _way(load, full_refresh, span))
+    try:
+        with connect("DATABASE_URL_ANALYTICS") as destination, connect("DATABASE_URL_CORE") as core:
+            destination.execute("set default_transaction_read_only = on")
+            return _rehearsed(
+                Attempt(definition, core, destination, Result(definition.key), say, _ignore), wanted
+            )
+    except psycopg.Error as error:
+        raise DatabaseError(f"{definition.key}: {first_line(error)}") from None
 
 
 def _ignore(rows: int, size: int, total: float | None) -> None:
     """No row is read, so there is no progress."""
 
 
-class _Way(NamedTuple):
-    path: str
-    how: str
-    source: list[sql.Composable]
-    raw: list[sql.Composed]
-    ranges: int = 1
-    rows: int | None = None
+def _rehearsed(attempt: Attempt, wanted: Wanted) -> Rehearsal:
+    definition, destination = attempt.definition, attempt.destination
+    target = definition.destination
+    known = state.tables_exist(destination)
+    stored = state.read(destination, target) if known else State()
+    before = state.remembered_columns(destination, target) if known else None
+    reader = reader_of(definition, attempt.source)
+    with reader.opened(stored, destination) as table:
+        if not wanted.full_refresh:
+            worth.refuse_elsewhere(attempt, stored, reader)
+        planned = raw_table.plan(destination, target, table, before)
+        for text in (*(change.said for change in planned.changes), *planned.told):
+            attempt.say(text)
+        oid, empty = raw_table.oid_and_emptiness(destination, target)
+        if wanted == NEW:
+            binding = Binding(reader.found, oid, reader.reading())
+            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
+            wanted = wanted._replace(sweep=found is Worth.SWEEP)
+        plan = reader.plan(stored, planned.raw, wanted, empty=empty)
+        tell_plan(attempt, plan, stored)
+        return _described(attempt, table, planned, plan, stored)
 
 
-def _seen(load: Load, planned: raw_table.Plan, way: _Way) -> Rehearsal:
-    destination, source = load.destination, load.source
+def _described(
+    attempt: Attempt, table: Table, planned: Preparation, plan: Plan, stored: State
+) -> Rehearsal:
+    destination, source, blocks = attempt.destination, attempt.source, plan.blocks
     key = raw_table.key_statement(destination, planned.raw)
     changes = [planned.creation, *(change.statement for change in planned.changes), key]
+    stamp = state.stamp(destination, stored)
+    queries: list[sql.Composable] = [plan.query] if plan.query is not None else []
+    landed = statements.landing(planned.raw, plan.lands, stamp, plan.order)
+    rows_of_table = round(table.rows) if table.rows >= 0 else None
+    if blocks:
+        queries.insert(0, blocks.query(blocks.first, stamp))
+        landed = [statements.copy_statement(planned.raw)] if blocks.direct else landed
     return Rehearsal(
-        definition=load.definition,
-        path=way.path,
-        how=way.how,
-        stored=load.stored,
-        safe=load.view.safe,
-        horizon=load.horizon.oldest_open,
-        rows=planned_rows(source, way.source[0]) if way.rows is None else way.rows,
-        rows_of_table=_known(load),
+        definition=attempt.definition,
+        path=plan.path,
+        how=plan.how(),
+        stored=stored,
+        safe=plan.bound.value if plan.bound else None,
+        horizon=plan.horizon.oldest_open if plan.horizon else "",
+        rows=rows_of_table if blocks else planned_rows(source, queries[0]),
+        rows_of_table=rows_of_table,
         changes=[one.as_string(destination) for one in changes if one],
-        source=[one.as_string(source) for one in way.source],
-        ranges=way.ranges,
-        raw=[one.as_string(destination) for one in way.raw],
-        holder=state.holder(destination, load.definition),
+        source=[one.as_string(source) for one in queries],
+        ranges=blocks.total if blocks else 1,
+        raw=[one.as_string(destination) for one in landed],
+        holder=state.holder(destination, attempt.definition.destination),
     )
-
-
-def _way(load: Load, full_refresh: bool, span: window.Span | None) -> _Way:
-    transfer = load.transfer
-    raw, stamp, order = transfer.raw, transfer.stamp_of(0), transfer.order
-    staged = landing.statements(raw, stamp, order, onward=False)
-    if span:
-        return _Way("backfill", STAGED, [load.span_query(span)], staged)
-    if load.is_first(full_refresh):
-        empty, same = first.begun(load)
-        plan = first.plan_first(load, empty=empty, same=same)
-        since = load.view.xmin_since if same else None
-        late = [select(raw, window.changed_since(since))] if since else []
-        landed = [landing.copy_statement(raw)] if plan.direct else staged
-        queries = [plan.first_query, *late]
-        return _Way("first load", plan.way, queries, landed, plan.total, _known(load))
-    if full_refresh:
-        query = select(raw, window.held_back(load.view))
-        landed = landing.replacements(raw, stamp, order)
-        return _Way("full refresh", f"{STAGED}, in one transaction", [query], landed)
-    landed = landing.statements(raw, stamp, order, onward=load.stored.cursor is not None)
-    return _Way("increment", STAGED, [load.increment_query()], landed)
-
-
-def _known(load: Load) -> int | None:
-    return round(load.table.rows) if load.table.rows >= 0 else None

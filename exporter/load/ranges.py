@@ -12,29 +12,15 @@ from typing import NamedTuple, Protocol
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter import state
 from exporter.errors import DatabaseError
-from exporter.load.transfer import STAGED, Passed, next_batch, select
-from exporter.raw import landing
-from exporter.raw.table import Raw
-from exporter.source import window
-from exporter.source.catalog import Table
-from exporter.state import fence
-from exporter.state import position as state
-from exporter.state.runs import Result
-from exporter.terminal.console import Progress
-from exporter.wire.connection import Connection
-from exporter.wire.copy import END_OF_BATCH, Block, ReadAhead, copy_out
+from exporter.raw import RawTable, landing
+from exporter.source import Blocks, Column, Lands, Range
+from exporter.state import Result, fence
+from exporter.terminal import Progress
+from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch
 
-BLOCKS = 2048  # of a range: 16 MB of the source's pages
-
-
-class Range(NamedTuple):
-    """Blocks of the source's table, the end excluded. What is landed in one transaction."""
-
-    number: int
-    first: int
-    end: int
+Passed = Callable[[Block], None]
 
 
 class Landed(NamedTuple):
@@ -49,44 +35,18 @@ class Landed(NamedTuple):
 class FirstLoad(NamedTuple):
     """All that who lands its ranges has to know, here or on another machine. Holds no secret."""
 
-    definition: Definition
-    raw: Raw
-    direct: bool  # copied into raw itself, which cannot have the rows yet; else upserted
-    begin: int  # blocks
-    end: int
-    step: int
+    blocks: Blocks
+    raw: RawTable
+    stream: tuple[Column, ...]
     stamp: str  # of the first range
     run: str
     run_id: int
-    changed_since: str | None  # rows from this transaction id on are left for later
     snapshot: str | None  # exported by the session that holds it open
-    paths: tuple[str, str] = ("", "")  # where the source's session and raw's have to look
-
-    def ranges(self) -> Iterator[Range]:
-        """Yield what is to be landed, in the order of landing."""
-        for number, first in enumerate(range(self.begin, self.end, self.step)):
-            yield Range(number, first, first + self.step)
 
     @property
-    def way(self) -> str:
-        """Which way the rows take, for people."""
-        how = "binary, straight into raw" if self.direct else STAGED
-        return f"from block {self.begin:,} of {self.end:,}, {how}"
-
-    @property
-    def total(self) -> int:
-        """The number of ranges."""
-        return len(range(self.begin, self.end, self.step))
-
-    @property
-    def last(self) -> int:
-        """The block to go on from when all of it has landed."""
-        return self.begin + self.total * self.step
-
-    @property
-    def first_query(self) -> sql.Composable:
-        """The query for the first range's rows: those of the others differ in the blocks."""
-        return self.query(Range(0, self.begin, self.begin + self.step))
+    def key(self) -> str:
+        """The definition's key."""
+        return self.raw.target.key
 
     def stamp_of(self, part: Range) -> str:
         """Return the ``_exported_at`` of a range's rows: later than that of the range before it."""
@@ -94,19 +54,7 @@ class FirstLoad(NamedTuple):
 
     def query(self, part: Range) -> sql.Composable:
         """Return the query for a range's rows."""
-        where: sql.Composable = sql.SQL("ctid >= '({},0)'::tid and ctid < '({},0)'::tid").format(
-            sql.Literal(part.first), sql.Literal(part.end)
-        )
-        if self.changed_since is not None:
-            where += sql.SQL(" and not {}").format(window.changed_since(self.changed_since))
-        return select(self.raw, where, stamp=self.stamp_of(part) if self.direct else None)
-
-
-def blocks_of_a_range(definition: Definition, table: Table) -> int:
-    """Return how many blocks hold a batch's rows, by the source's statistics."""
-    if table.rows <= 0 or not table.blocks:
-        return BLOCKS
-    return max(1, min(BLOCKS, int(definition.batch_rows * table.blocks / table.rows)))
+        return self.blocks.query(part, self.stamp_of(part))
 
 
 def land(
@@ -123,29 +71,34 @@ def land(
     ``wait`` called again and again while it is another range's turn; it may raise to give up.
     """
     taken: deque[Range] = deque()
-    for session, path in zip((source, destination), first.paths, strict=True):
-        session.look_in(path)
 
     def produce() -> Iterator[Block]:
         for part in parts:
             taken.append(part)
             ended = False
-            for block in copy_out(source, first.query(part), binary=first.direct):
+            for block in copy_out(source, first.query(part), binary=first.blocks.direct):
                 ended = block is END_OF_BATCH
                 yield block
                 del block
             if not ended:
                 yield END_OF_BATCH  # an empty range is progress, too
 
-    staging = landing.Staging(destination, first.raw)
+    staging = landing.Staging(destination, first.raw, first.stream)
     ahead = ReadAhead(produce)
     try:
         stream = iter(ahead)
         while ahead.more():
-            blocks = next_batch(stream, passed)
+            blocks = _passing(one_batch(stream), passed)
             yield _land(first, taken.popleft(), destination, staging, blocks, wait)
     finally:
         ahead.stop(source)
+
+
+def _passing(blocks: Iterator[Block], passed: Passed) -> Iterator[Block]:
+    for block in blocks:
+        passed(block)
+        yield block
+        del block
 
 
 def _land(
@@ -158,19 +111,19 @@ def _land(
 ) -> Landed:
     stamp = first.stamp_of(part)
     with destination.transaction():
-        if not fence.hold(destination, first.definition, first.run, part.number, part.end):
+        if not fence.hold(destination, first.raw.target, first.run, part.number, part.end):
             for _ in blocks:  # what has been read of it is in the way of the next one
                 pass
             raise psycopg.Rollback
-        if first.direct:
+        if first.blocks.direct:
             rows, size = landing.copy_direct(destination, first.raw, blocks)
             written = rows
         else:
-            rows, size, _ = staging.fill(blocks, part.number + 1)
-            written = staging.apply(stamp, part.number + 1, [], onward=False)
+            rows, size = staging.fill(blocks, part.number + 1)
+            written, _ = staging.apply(Lands.ANY, stamp, part.number + 1, [])
         if not fence.advance(
             destination,
-            first.definition,
+            first.raw.target,
             first.run,
             (part.first, part.end),
             stamp,
@@ -216,9 +169,18 @@ class Alone:
     ) -> None:
         """Land one range after the other."""
         for one in land(
-            first, source, destination, first.ranges(), tally.passed, lambda: time.sleep(0.01)
+            first,
+            source,
+            destination,
+            first.blocks.ranges(),
+            tally.passed,
+            lambda: time.sleep(0.01),
         ):
             tally.landed(one)
+
+
+def _pause() -> None:
+    time.sleep(0.01)
 
 
 ALONE = Alone()
@@ -227,11 +189,12 @@ ALONE = Alone()
 class Tally:
     """Counts what all who land ranges of a first load have done. Safe to call from threads."""
 
-    def __init__(self, first: FirstLoad, rows: float, result: Result, progress: Progress) -> None:
-        self._first = first
+    def __init__(self, blocks: Blocks, result: Result, progress: Progress) -> None:
+        rows = blocks.table.rows
+        self._blocks = blocks
         self._result = result
         self._progress = progress
-        self._known = rows > 0 and first.begin == 0
+        self._known = rows > 0 and blocks.begin == 0
         self._expected: float | None = rows if self._known else None
         self._rows, self._size = result.totals.rows_read, result.totals.bytes
         self._before = self._rows
@@ -252,13 +215,14 @@ class Tally:
         """Count a range that is committed; of one from ``elsewhere``, no block has passed here."""
         if elsewhere:
             self._count(one.rows, one.size)
-        first, totals = self._first, self._result.totals
+        blocks, totals = self._blocks, self._result.totals
         with self._lock:
             totals.add(one.rows, one.written, one.size)
-            if not self._known and first.begin == 0:
+            if not self._known and blocks.begin == 0:
                 # Never analyzed: the rest is taken to be like what has been read.
                 read = totals.rows_read - self._before
-                self._expected = read * (first.end - first.begin) / (one.part.end - first.begin)
+                done = (one.part.end - blocks.begin) / (blocks.end - blocks.begin)
+                self._expected = read / done
 
 
 @contextlib.contextmanager
@@ -272,7 +236,7 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
         source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
         raise DatabaseError(
-            f"{first.definition.key}: the snapshot of this first load is gone",
+            f"{first.key}: the snapshot of this first load is gone",
             hint="DATABASE_URL_CORE must name the same server for all who share a load",
         ) from None
     yield

@@ -11,53 +11,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-import psycopg
-
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load import ranges
-from exporter.load.ranges import Crew, FirstLoad, Range, Tally
-from exporter.source.catalog import blocks_of
-from exporter.state.runs import Result
-from exporter.terminal.console import Console
-from exporter.wire.connection import Connection, Sessions, cancel, connect
-from exporter.wire.copy import Stopped
+from exporter.load.ranges import Crew, FirstLoad, Tally
+from exporter.source import Range
+from exporter.state import Result
+from exporter.wire import Connection, Sessions, Stopped, cancel
 
 LOOK = 0.02  # seconds between looks at whether it is a range's turn
-
-
-def side_by_side(
-    definitions: Iterable[Definition],
-    load: Callable[..., Result],
-    console: Console,
-    jobs: int | None,
-    most: int | None,
-    scheduler: str | None,
-) -> Iterator[Result]:
-    """Load so many definitions at once, the largest first; yield results as they come.
-
-    ``load`` has yet to get a definition, a console, sessions and a crew. ``most`` bounds the
-    sessions on each database, ``scheduler`` is the address of a Dask cluster that is to do it.
-    """
-    chosen = list(definitions)
-    blocks = {definition.key: 0 for definition in chosen}
-    if len(chosen) > 1 or scheduler:  # each load tells by itself what is wrong with the source
-        with (
-            contextlib.suppress(DatabaseError, psycopg.Error),
-            connect("DATABASE_URL_CORE") as core,
-        ):
-            blocks.update(blocks_of(core, chosen))
-    chosen.sort(key=lambda definition: blocks[definition.key], reverse=True)
-    if scheduler:
-        from exporter.load.cluster import Cluster, shared_keys  # noqa: PLC0415  imports Dask
-
-        shared = shared_keys(chosen, blocks)
-        yield from Cluster(scheduler, console, jobs, most).load_all(chosen, load, shared)
-        return
-    jobs = jobs or 1
-    yield from Team(min(jobs, most or jobs)).run(
-        chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew)
-    )
 
 
 class Team:
@@ -188,7 +150,7 @@ class _Shared:
     def __init__(self, first: FirstLoad, tally: Tally) -> None:
         self._first = first
         self._tally = tally
-        self._parts = deque(first.ranges())
+        self._parts = deque(first.blocks.ranges())
         self._helpers = 0
         self._alone = False
         self._error: BaseException | None = None

@@ -1,202 +1,148 @@
-"""The rows of queries, landed batch by batch, each in one transaction with its position."""
+"""Batches into raw, each in one transaction with the position that it reaches."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.config.definition import Definition
-from exporter.raw import landing
-from exporter.raw.table import Raw
-from exporter.source import window
-from exporter.state import position as state
-from exporter.state.position import State
-from exporter.state.runs import Result, record
-from exporter.terminal.console import Progress, Say
-from exporter.wire.connection import Connection
-from exporter.wire.copy import END_OF_BATCH, Block, Limit, ReadAhead, copy_out, field
+from exporter import state
+from exporter.config import Definition
+from exporter.errors import DriftError
+from exporter.raw import RawTable
+from exporter.raw.landing import Staging
+from exporter.source import Batch, Lands, Plan, Table, select
+from exporter.state import Result, State, record
+from exporter.terminal import Progress, Say
+from exporter.wire import Block, Connection, ReadAhead, copy_out, one_batch
 
-STAGED = "text, through staging"  # the way that rows take which may be in raw already
-BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
+# What is done when the rows have landed, under the same lock and in the same snapshot.
+After = Callable[["Transfer", Table], None]
 
-Passed = Callable[[Block], None]
+
+class Attempt(NamedTuple):
+    """One attempt at a load: a session on each database, and where it counts and tells."""
+
+    definition: Definition
+    source: Connection
+    destination: Connection
+    result: Result
+    say: Say
+    progress: Progress
+
+    def tell_query(self, query: sql.Composable, count: int = 1) -> None:
+        """Show what the source is asked for, ``count`` times with other blocks."""
+        text = query.as_string(self.source)
+        ranges = f" -- and so on, {count:,} ranges" if count != 1 else ""
+        self.say(f"source: {text}{ranges}", "debug", "sql", sql=text)
 
 
 class Transfer:
-    """What one attempt reads of one snapshot, and where it lands."""
+    """Lands what one attempt reads by a plan in a raw table."""
 
-    def __init__(
-        self,
-        definition: Definition,
-        source: Connection,
-        destination: Connection,
-        result: Result,
-        view: window.Window,
-        raw: Raw,
-        stamp: str,
-        say: Say,
-        progress: Progress,
-    ) -> None:
-        self.definition = definition
-        self.source = source
-        self.destination = destination
-        self.result = result
-        self.view = view
+    def __init__(self, attempt: Attempt, plan: Plan, raw: RawTable) -> None:
+        self.attempt = attempt
+        self.plan = plan
         self.raw = raw
-        self._stamp = stamp
-        self._say = say
-        self._progress = progress
-        self.expected: float | None = None  # rows, estimated; not above 0 where it cannot be
-        self.order = [column for column in (view.cursor, view.id) if column]
+        self._destination = attempt.destination
+        self._stamp = state.stamp(attempt.destination, plan.begin)
+        self._expected = plan.rows
 
-    def land(
-        self, query: sql.Composable, progress: Callable[[bytes], State], *, onward: bool = False
-    ) -> None:
-        """Land a query's rows. ``progress`` gives the state to store after a batch's last row.
-
-        ``onward``: the rows say which of them are beyond the stored position.
-        """
-        self.tell(query)
-        limit = self._limit()
-        totals = self.result.totals
-        ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False, limit=limit))
-        staging = landing.Staging(self.destination, self.raw)
-        try:
-            stream = iter(ahead)
-            while ahead.more():
-                stamp = self.stamp_of(totals.batches)
-                number = totals.batches + 1
-                batch = next_batch(stream, self._passed())
+    def land(self, batches: Generator[Batch]) -> None:
+        """Land batches, each in a transaction of its own with its position. Raises RowError."""
+        plan, destination, totals = self.plan, self._destination, self.attempt.result.totals
+        if plan.query is not None:
+            self.attempt.tell_query(plan.query)
+        staging = Staging(destination, self.raw, plan.stream)
+        before = self._rows_of_raw() if plan.lands is Lands.WHOLE else 0
+        again = f"exporter load {self.raw.target.key} --full-refresh"
+        with contextlib.closing(batches):
+            for batch in batches:
+                stamp, number = self.stamp_of(totals.batches), totals.batches + 1
                 with self._transaction():
                     # On disk by the commit that ends the load: a server that crashes before loses
                     # the position together with the rows, and they are read again.
-                    self.destination.execute("set local synchronous_commit = off")
-                    rows, size, last = staging.fill(batch, number)
-                    written = staging.apply(stamp, number, self.order, onward=onward)
-                    totals.add(rows, written, size)
-                    self.store(progress(last)._replace(exported_at=stamp), "running")
-        finally:
-            ahead.stop(self.source)
+                    destination.execute("set local synchronous_commit = off")
+                    for part in batch.parts:
+                        rows, size = staging.fill(self._counted(part.present), number)
+                        written, gone = staging.apply(plan.lands, stamp, number, plan.order)
+                        totals.add(rows, written, size)
+                        if plan.lands is Lands.WHOLE:
+                            lost = gone if self.raw.key else before - written
+                            refuse_more(self.raw.target.key, lost, before, plan.max_deletes, again)
+                        totals.rows_deleted += gone if self.raw.key else 0
+                    self.store(batch.reaches()._replace(exported_at=stamp), "running")
 
-    def replace_all(self, where: sql.Composable, final: Callable[[], State]) -> None:
-        """Make raw equal to these rows in one transaction: readers see before or after."""
-        totals = self.result.totals
-        with self._transaction():
-            _, rows, size = self._stage(where)
-            written, deleted = landing.replace_all(
-                self.destination, self.raw, self.stamp_of(0), self.order
-            )
-            totals.rows_read, totals.rows_written = rows, written
-            totals.rows_deleted = deleted if self.raw.key else 0
-            totals.bytes, totals.batches = size, 1
-            self.store(final(), "ok")
+    def _rows_of_raw(self) -> int:
+        count = sql.SQL("select count(*) from {}").format(self.raw.name)
+        row = self._destination.execute(count).fetchone()
+        return int(row[0]) if row else 0
 
-    def land_at_once(self, where: sql.Composable, stamp: str) -> int:
+    def land_at_once(self, table: Table, where: sql.Composable, stamp: str) -> int:
         """Land these rows in the running transaction; return how many were written."""
-        totals = self.result.totals
-        staging, rows, size = self._stage(where)
-        written = staging.apply(stamp, totals.batches + 1, self.order, onward=False)
+        attempt, totals = self.attempt, self.attempt.result.totals
+        query = select(table, self.plan.stream[:-1], where)
+        attempt.tell_query(query)
+        number = totals.batches + 1
+        staging = Staging(self._destination, self.raw, self.plan.stream)
+        ahead = ReadAhead(lambda: copy_out(attempt.source, query, binary=False))
+        try:
+            rows, size = staging.fill(self._counted(one_batch(iter(ahead))), number)
+        finally:
+            ahead.stop(attempt.source)
+        written, _ = staging.apply(Lands.ANY, stamp, number, self.plan.order)
         totals.add(rows, written, size)
         return written
 
-    def _stage(self, where: sql.Composable) -> tuple[landing.Staging, int, int]:
-        query = select(self.raw, where)
-        self.tell(query)
-        staging = landing.Staging(self.destination, self.raw)
-        ahead = ReadAhead(lambda: copy_out(self.source, query, binary=False))
-        try:
-            batch = next_batch(iter(ahead), self._passed())
-            rows, size, _ = staging.fill(batch, self.result.totals.batches + 1)
-        finally:
-            ahead.stop(self.source)
-        return staging, rows, size
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One batch. What is rolled back does not count."""
-        result = self.result
-        before = replace(result.totals), result.cursor
-        try:
-            with self.destination.transaction():
-                yield
-        except BaseException:
-            result.totals, result.cursor = before
-            raise
-
     def store(self, now: State, status: str) -> None:
         """Write the position and the run's row, in the caller's transaction."""
-        state.write(self.destination, self.definition.key, now)
-        self.result.cursor = now.cursor or self.result.cursor
-        record(self.destination, self.result, status)
+        result = self.attempt.result
+        state.write(self._destination, self.raw.target, now, self.plan.bound)
+        result.cursor = now.cursor or result.cursor
+        record(self._destination, result, status)
 
     def stamp_of(self, batch: int) -> str:
         """Return a batch's ``_exported_at``."""
         return state.later(self._stamp, batch)
 
-    def _limit(self) -> Limit:
-        rows = self.definition.batch_rows
-        if self.view.id is not None:
-            return Limit(rows, BATCH_SIZE)
-        place = self.raw.place(self.view.cursor)
-        # Without a tie-breaker a position inside a tie would lose the rest of it.
-        return Limit(rows, BATCH_SIZE, lambda a, b: field(a, place) == field(b, place))
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One batch. What is rolled back does not count."""
+        result = self.attempt.result
+        before, cursor = replace(result.totals), result.cursor
+        try:
+            with self._destination.transaction():
+                yield
+        except BaseException:
+            result.totals, result.cursor = before, cursor
+            raise
 
-    def _passed(self) -> Passed:
-        """Return what tells the progress of the batch that is about to begin."""
-        rows, size = self.result.totals.rows_read, self.result.totals.bytes
-
-        def passed(block: Block) -> None:
-            nonlocal rows, size
+    def _counted(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Pass the blocks of a batch on, and tell the progress at each."""
+        totals, progress = self.attempt.result.totals, self.attempt.progress
+        rows, size = totals.rows_read, totals.bytes
+        progress(rows, size, self._expected)
+        for block in blocks:
             rows += block.rows
             size += len(block.data)
-            self._progress(rows, size, self.expected)
-
-        passed(END_OF_BATCH)
-        return passed
-
-    def tell(self, query: sql.Composable, count: int = 1) -> None:
-        """Show what the source is asked for, ``count`` times with other blocks."""
-        text = query.as_string(self.source)
-        ranges = f" -- and so on, {count:,} ranges" if count != 1 else ""
-        self._say(f"source: {text}{ranges}", "debug", "sql", sql=text)
+            progress(rows, size, self._expected)
+            yield block
+            del block
 
 
-def select(
-    raw: Raw,
-    where: sql.Composable,
-    *,
-    stamp: str | None = None,
-    past: sql.Composable | None = None,
-) -> sql.Composable:
-    """Return the query for rows: with ``stamp``, raw's own columns; else the stream's.
+def refuse_more(key: str, extra: int, rows: int, most: float, command: str) -> None:
+    """Raise DriftError where more than ``most`` percent of raw's rows would go.
 
-    ``past`` tells which rows are beyond the stored position.
+    A source that is empty by accident, or hides its rows from this role, must not empty raw.
     """
-    definition = raw.definition
-    if stamp is not None:
-        columns = [column.selected for column in raw.columns]
-        columns.append(sql.SQL("{}::timestamptz").format(sql.Literal(stamp)))
-    else:
-        columns = [column.selected for column in raw.stream[:-1]]
-        columns.append(past or sql.SQL("true"))
-    if definition.source.cursor.nulls == "skip":
-        where = sql.SQL("{} and {} is not null").format(
-            where, sql.Identifier(definition.source.cursor.field)
+    share = 100 * extra / max(rows, 1)
+    if share > most:
+        raise DriftError(
+            f"{key}: {extra:,} of the {rows:,} rows of raw ({share:.0f} %) are gone at the source,"
+            f" more than --max-deletes {most:g} allows: none was deleted",
+            hint=f"if they have to go: {command} --max-deletes {math.ceil(share)}",
         )
-    return sql.SQL("select {} from {} where {}").format(
-        sql.SQL(", ").join(columns), definition.source.name, where
-    )
-
-
-def next_batch(stream: Iterator[Block], passed: Passed) -> Iterator[Block]:
-    """Yield the blocks up to the end of a batch, keeping none; tell ``passed`` of each."""
-    while True:
-        block = next(stream, END_OF_BATCH)
-        if block is END_OF_BATCH:
-            return
-        passed(block)
-        yield block
-        del block

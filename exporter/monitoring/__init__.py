@@ -1,4 +1,6 @@
-"""What is told of loads: how definitions stand, what a load would lack, how a run ended.
+"""What people and other systems are told of loads.
 
-Definitions and results of loads come in; findings, figures and messages go out. Nothing is landed.
+Definitions and the results of loads come in. Out go the findings of ``exporter check``, the figures
+of ``exporter status``, and messages to Slack, Sentry, a health check or a metrics file. No row is
+landed here.
 """

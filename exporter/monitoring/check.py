@@ -1,4 +1,7 @@
-"""What a load needs, looked at without changing anything: two servers, their rights, each table."""
+"""Whether a load would work: checks of both servers, the rights on them, and each table.
+
+The sessions are read-only: nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,28 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 
-from exporter.config import project
-from exporter.config.definition import Definition
+from exporter import state
+from exporter.config import Definition, project
 from exporter.config.environment import require
 from exporter.errors import ExporterError
 from exporter.monitoring import grants
+from exporter.raw import DELETED, STAMP
 from exporter.raw.drift import plan
-from exporter.raw.table import DELETED, STAMP
-from exporter.source import window
-from exporter.source.catalog import (
-    Table,
-    find_table,
-    indexes,
-    landed_columns,
-    quoted,
-    relation_columns,
-)
-from exporter.state import position as state
-from exporter.wire.connection import Connection, connect
-from exporter.wire.retry import first_line
+from exporter.source import Table, describe, find_table
+from exporter.source.catalog import indexes, quoted, relation_columns
+from exporter.wire import Connection, connect, first_line
 
 _VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
-_OLDEST = 130000  # the first version of PostgreSQL that the tests run on
+_OLDEST = 130000  # the oldest version of PostgreSQL that the tests run on
 _APART = 5.0  # seconds; clocks that NTP sets are never this far apart
 
 
 class Finding(NamedTuple):
-    """A line. ``status`` is ok, warn or fail; ``fix`` what to type where it is not ok."""
+    """One line of the report. ``status`` is ok, warn or fail; ``fix`` what to type if not ok."""
 
     status: str
     subject: str  # definitions, core, analytics, or a definition's key
@@ -44,16 +38,9 @@ class Finding(NamedTuple):
     message: str
     fix: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the object of ``--json``."""
-        return self._asdict()
 
-
-def look(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
-    """Yield what there is to say. The sessions are read-only: nothing is changed.
-
-    Raises UsageError for a key that no definition has.
-    """
+def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
+    """Yield the finding of each check. Raises UsageError for a key that no definition has."""
     definitions: list[Definition] = []
     yield from _tried("definitions", "definitions", _definitions(root, definitions))
     if definitions:
@@ -61,7 +48,7 @@ def look(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Connection] = {}
         for subject in _VARIABLES:
-            yield from _tried(subject, "connection", _begin(root, subject, stack, sessions))
+            yield from _tried(subject, "connection", _connect(root, subject, stack, sessions))
         core, analytics = sessions.get("core"), sessions.get("analytics")
         if core and analytics:
             yield from _tried("core", "clock", _clocks(core, analytics))
@@ -77,7 +64,7 @@ def look(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def least_grants(definitions: list[Definition]) -> Iterator[str]:
-    """Yield a script for each server, for roles that can do no more than a load needs."""
+    """Yield a script for each server that gives a role what a load needs, and no more."""
     for subject, statements in (
         ("core", grants.least_on_source),
         ("analytics", grants.least_on_destination),
@@ -87,10 +74,10 @@ def least_grants(definitions: list[Definition]) -> Iterator[str]:
             yield from statements(session, definitions)
 
 
-def _tried(subject: str, check: str, looking: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield what a check finds; where it cannot be made, that."""
+def _tried(subject: str, check: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what a check finds; if it raises, a failure with the error."""
     try:
-        yield from looking
+        yield from found
     except ExporterError as error:
         yield Finding("fail", subject, check, error.message, (error.hint,) if error.hint else ())
     except psycopg.Error as error:
@@ -106,7 +93,7 @@ def _definitions(root: Path, found: list[Definition]) -> Iterator[Finding]:
 # -- the servers
 
 
-def _begin(
+def _connect(
     root: Path, subject: str, stack: contextlib.ExitStack, sessions: dict[str, Connection]
 ) -> Iterator[Finding]:
     require(root, _VARIABLES[subject])
@@ -123,25 +110,19 @@ def _begin(
     version, number, database, role, standby, read_only, local, ssl, protocol, cipher = row
     session.execute("set default_transaction_read_only = on")
     sessions[subject] = session
-    yield Finding(
-        "ok" if number >= _OLDEST else "warn",
-        subject,
-        "connection",
-        f"PostgreSQL {version.split()[0]}, database {database}, as {role}"
-        + ("" if number >= _OLDEST else "; tested from PostgreSQL 13 on"),
-    )
+    message = f"PostgreSQL {version.split()[0]}, database {database}, as {role}"
+    if number >= _OLDEST:
+        yield Finding("ok", subject, "connection", message)
+    else:
+        yield Finding("warn", subject, "connection", f"{message}; tested from PostgreSQL 13 on")
     if ssl:
         yield Finding("ok", subject, "tls", f"{protocol}, {cipher}")
     elif local:
         yield Finding("ok", subject, "tls", "none, on this machine's own connection")
     else:
-        yield Finding(
-            "warn",
-            subject,
-            "tls",
-            "none: rows and password cross the network in the clear",
-            (f"add ?sslmode=require to {_VARIABLES[subject]}",),
-        )
+        message = "none: rows and password cross the network in the clear"
+        fix = f"add ?sslmode=require to {_VARIABLES[subject]}"
+        yield Finding("warn", subject, "tls", message, (fix,))
     if subject == "analytics" and (standby or read_only):
         why = "a standby" if standby else "read-only (default_transaction_read_only)"
         yield Finding("fail", subject, "writable", f"is {why}: nothing can be landed in it")
@@ -155,17 +136,12 @@ def _clock(apart: float) -> Finding:
     message = f"{abs(apart):.3f} s {'ahead of' if apart > 0 else 'behind'} that of analytics"
     if abs(apart) < _APART:
         return Finding("ok", "core", "clock", message)
-    return Finding(
-        "warn",
-        "core",
-        "clock",
-        f"{message}: what exporter status tells of time is wrong by as much",
-        ("let NTP set the clocks of both servers",),
-    )
+    message += ": the times that exporter status shows are wrong by as much"
+    return Finding("warn", "core", "clock", message, ("let NTP set the clocks of both servers",))
 
 
 def _ahead(session: Connection) -> float:
-    """Return how far a server's clock is ahead of ours: the quickest of three answers tells."""
+    """Return by how many seconds a server's clock is ahead, from the quickest of three answers."""
     answers = []
     for _ in range(3):
         begin = time.time()
@@ -186,31 +162,24 @@ def _transactions(core: Connection) -> Iterator[Finding]:
     assert row is not None
     seen, role, standby, behind, prepared = row
     if standby:
-        yield Finding(
-            "warn",
-            "core",
-            "standby",
-            "a standby: what is open on the primary cannot be seen, and only the lookback covers it"
-            + (f"; the last transaction replayed is {behind:.0f} s old" if behind else ""),
+        message = (
+            "a standby: the primary's open transactions cannot be seen, and only the lookback"
+            " covers the rows that they commit late"
         )
+        message += f"; the last transaction replayed is {behind:.0f} s old" if behind else ""
+        yield Finding("warn", "core", "standby", message)
     if seen:
         yield Finding("ok", "core", "transactions", "those of other roles can be seen")
     else:
-        yield Finding(
-            "warn",
-            "core",
-            "transactions",
-            "those of other roles are hidden: only the lookback covers rows that they commit late",
-            (f"GRANT pg_read_all_stats TO {role};",),
+        message = (
+            "those of other roles are hidden: only the lookback covers rows that they commit late"
         )
+        fix = f"GRANT pg_read_all_stats TO {role};"
+        yield Finding("warn", "core", "transactions", message, (fix,))
     if prepared:
-        yield Finding(
-            "warn",
-            "core",
-            "prepared",
-            f"{prepared} prepared transactions hold the watermark back until they end",
-            ("select gid, prepared, owner from pg_prepared_xacts;",),
-        )
+        message = f"{prepared} prepared transactions hold the watermark back until they end"
+        fix = "select gid, prepared, owner from pg_prepared_xacts;"
+        yield Finding("warn", "core", "prepared", message, (fix,))
 
 
 def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Finding]:
@@ -227,17 +196,17 @@ def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Fi
 def of_source(
     core: Connection, analytics: Connection | None, definition: Definition
 ) -> Iterator[Finding]:
-    """Yield what there is to say of a definition's source, and of raw with ``analytics``."""
+    """Yield the findings about a definition's source; with ``analytics``, about drift as well."""
     key = definition.key
     name = quoted(core, definition.source.schema, definition.source.table)
     missing = tuple(grants.missing_on_source(core, definition))
     if missing:
         yield Finding("fail", key, "rights", f"{name} cannot be read", missing)
         return
-    table = find_table(core, definition, analytics)
-    cursor, _ = window.cursor_columns(definition, table)
+    table = find_table(core, definition.source, analytics)
+    how = describe(definition, table)
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
-    yield Finding("ok", key, "source", f"{name} can be read by {cursor.name}{rows}")
+    yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
     row = core.execute("select row_security_active(%s::oid)", (table.oid,)).fetchone()
     if row and row[0]:
         yield Finding("warn", key, "policies", f"row security hides rows of {name} from this role")
@@ -247,22 +216,19 @@ def of_source(
 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
-    key = definition.key
-    order = (
-        definition.source.cursor.field,
-        *([definition.source.cursor.id_field] if definition.source.cursor.id_field else []),
-    )
-    columns = ", ".join(quoted(core, one) for one in order)
+    key, cursor = definition.key, definition.source.cursor
+    order = (cursor.field, cursor.id_field) if cursor.id_field else (cursor.field,)
+    columns = ", ".join(quoted(core, column) for column in order)
     if table.kind not in ("r", "p", "m"):
-        yield Finding("ok", key, "index", f"({columns}) is the matter of what {name} reads")
+        yield Finding("ok", key, "index", f"on ({columns}) depends on what {name} reads")
         return
     fitting = [i.columns for i in indexes(core, table.oid) if i.columns[:1] == order[:1]]
     if fitting:
-        best = max(fitting, key=lambda one: one[: len(order)] == order)[: len(order)]
-        yield Finding("ok", key, "index", f"({', '.join(quoted(core, one) for one in best)})")
+        best = max(fitting, key=lambda names: names[: len(order)] == order)[: len(order)]
+        yield Finding("ok", key, "index", f"({', '.join(quoted(core, name) for name in best)})")
         return
     statements = [f"CREATE INDEX CONCURRENTLY ON {name} ({columns});"]
-    if table.kind == "p":  # which knows no "concurrently": its index takes in those of its parts
+    if table.kind == "p":  # not possible "concurrently": its index adopts those of its partitions
         parts = core.execute(
             "select n.nspname, c.relname from pg_partition_tree(%s::oid) p"
             " join pg_class c on c.oid = p.relid join pg_namespace n on n.oid = c.relnamespace"
@@ -270,15 +236,10 @@ def _index(core: Connection, definition: Definition, table: Table, name: str) ->
             (table.oid,),
         ).fetchall()
         names = [quoted(core, *part) for part in parts]
-        statements = [f"CREATE INDEX CONCURRENTLY ON {one} ({columns});" for one in names]
+        statements = [f"CREATE INDEX CONCURRENTLY ON {part} ({columns});" for part in names]
         statements.append(f"CREATE INDEX ON {name} ({columns});")
-    yield Finding(
-        "warn",
-        key,
-        "index",
-        f"none on ({columns}): every load reads the whole table",
-        tuple(statements),
-    )
+    message = f"none on ({columns}): every load reads the whole table"
+    yield Finding("warn", key, "index", message, tuple(statements))
 
 
 def _drift(analytics: Connection, definition: Definition, table: Table) -> Iterator[Finding]:
@@ -291,28 +252,28 @@ def _drift(analytics: Connection, definition: Definition, table: Table) -> Itera
         return
     remembered = None
     if state.tables_exist(analytics):
-        remembered = state.remembered_columns(analytics, key)
-    columns = landed_columns(definition, table)
-    drift = plan(definition, columns, [c.name for c in table.columns], existing, remembered)
-    said = [*(change.said for change in drift.changes), *drift.told]
+        remembered = state.remembered_columns(analytics, definition.destination)
+    names = [column.name for column in table.columns]
+    drift = plan(definition.destination, table.landed, names, existing, remembered)
+    messages = [*(change.said for change in drift.changes), *drift.told]
     ours = {
         STAMP: definition.destination.evolution == "evolve",
         DELETED: definition.destination.deletes == "mark",
     }
     added = [name for name, wanted in ours.items() if wanted and name not in existing]
-    said += [f"{raw} gets {name}" for name in added]
+    messages += [f"{raw} gets {name}" for name in added]
     if (drift.changes or added) and not grants.owns(analytics, definition):
         statements = tuple(f"{one.statement.as_string(analytics)};" for one in drift.changes)
-        said = [f"only the owner of {raw} can change its columns", *said]
-        yield Finding("fail", key, "drift", "; ".join(said), statements)
-    elif said:
-        yield Finding("warn", key, "drift", "; ".join(said))
+        messages = [f"only the owner of {raw} can change its columns", *messages]
+        yield Finding("fail", key, "drift", "; ".join(messages), statements)
+    elif messages:
+        yield Finding("warn", key, "drift", "; ".join(messages))
     else:
         yield Finding("ok", key, "drift", f"{raw} has the source's columns")
 
 
 def _lock(analytics: Connection, definition: Definition) -> Iterator[Finding]:
-    holder = state.holder(analytics, definition)
+    holder = state.holder(analytics, definition.destination)
     if holder:
         yield Finding("warn", definition.key, "lock", f"held: {holder}")
     else:

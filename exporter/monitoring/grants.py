@@ -1,13 +1,13 @@
-"""The rights that a load needs: which of them are missing, and the least that would do."""
+"""The rights that a load needs: those that are missing, and the least that are enough."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.source.catalog import quoted
-from exporter.state.position import SCHEMA
-from exporter.wire.connection import Connection
+from exporter.state import SCHEMA
+from exporter.wire import Connection
 
 _ON_TABLE = (
     "select c.oid, pg_has_role(c.relowner, 'usage'),"
@@ -23,32 +23,32 @@ _STATE = ("_exporter_state", "_exporter_runs")
 
 
 def least_on_source(source: Connection, definitions: list[Definition]) -> list[str]:
-    """Return what the source's role needs and no more, for its administrator to run."""
-    database, role = _where(source)
-    schemas = dict.fromkeys(one.source.schema for one in definitions)
+    """Return the statements that give the source's role what it needs, and no more."""
+    database, role = _database_and_role(source)
+    schemas = dict.fromkeys(definition.source.schema for definition in definitions)
     return [
         f"GRANT CONNECT ON DATABASE {database} TO {role};",
         f"GRANT pg_read_all_stats TO {role};",
-        *(f"GRANT USAGE ON SCHEMA {quoted(source, one)} TO {role};" for one in schemas),
-        *(f"GRANT SELECT ON {_source_name(source, one)} TO {role};" for one in definitions),
+        *(f"GRANT USAGE ON SCHEMA {quoted(source, schema)} TO {role};" for schema in schemas),
+        *(f"GRANT SELECT ON {_source_name(source, it)} TO {role};" for it in definitions),
     ]
 
 
 def least_on_destination(destination: Connection, definitions: list[Definition]) -> list[str]:
-    """Return what the destination's role needs and no more: the schemas are its own."""
-    database, role = _where(destination)
+    """Return the same for the destination's role, which owns the schemas that it lands in."""
+    database, role = _database_and_role(destination)
     return [
         f"GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role};",
         *(
-            f"CREATE SCHEMA IF NOT EXISTS {quoted(destination, one)} AUTHORIZATION {role};"
-            for one in _schemas(definitions)
+            f"CREATE SCHEMA IF NOT EXISTS {quoted(destination, schema)} AUTHORIZATION {role};"
+            for schema in _schemas(definitions)
         ),
     ]
 
 
 def missing_on_source(source: Connection, definition: Definition) -> Iterator[str]:
     """Yield the statements that would let this role read the definition's table."""
-    _, role = _where(source)
+    _, role = _database_and_role(source)
     schema = source.execute(_ON_SCHEMA, (definition.source.schema,)).fetchone()
     if schema and not schema[0]:
         yield f"GRANT USAGE ON SCHEMA {quoted(source, definition.source.schema)} TO {role};"
@@ -59,8 +59,8 @@ def missing_on_source(source: Connection, definition: Definition) -> Iterator[st
 
 
 def missing_on_destination(destination: Connection, definitions: list[Definition]) -> Iterator[str]:
-    """Yield the statements that would let this role write raw, and the tables beside it."""
-    database, role = _where(destination)
+    """Yield the statements that would let this role write the raw tables and the state's."""
+    database, role = _database_and_role(destination)
     row = destination.execute(
         "select has_database_privilege(current_database(), 'temporary'),"
         " has_database_privilege(current_database(), 'create')"
@@ -68,11 +68,9 @@ def missing_on_destination(destination: Connection, definitions: list[Definition
     assert row is not None
     if not row[0]:
         yield f"GRANT TEMPORARY ON DATABASE {database} TO {role};"
+    raw = (definition.destination for definition in definitions)
     tables = [(SCHEMA, name, ["SELECT", "INSERT", "UPDATE"]) for name in _STATE]
-    tables += [
-        (one.destination.schema, one.destination.table, ["SELECT", "INSERT", "UPDATE", "DELETE"])
-        for one in definitions
-    ]
+    tables += [(it.schema, it.table, ["SELECT", "INSERT", "UPDATE", "DELETE"]) for it in raw]
     for schema in _schemas(definitions):
         rights = destination.execute(_ON_SCHEMA, (schema,)).fetchone()
         name = quoted(destination, schema)
@@ -90,15 +88,14 @@ def missing_on_destination(destination: Connection, definitions: list[Definition
             wanted.append("CREATE")
         if wanted:
             yield f"GRANT {', '.join(wanted)} ON SCHEMA {name} TO {role};"
-        for table, one in found.items():
-            if one and one[2]:
-                yield (
-                    f"GRANT {', '.join(one[2])} ON {quoted(destination, schema, table)} TO {role};"
-                )
+        for table, state in found.items():
+            if state and state[2]:
+                lacking, on = ", ".join(state[2]), quoted(destination, schema, table)
+                yield f"GRANT {lacking} ON {on} TO {role};"
 
 
 def owns(destination: Connection, definition: Definition) -> bool:
-    """Tell whether this role may change the columns of the raw table; true where there is none."""
+    """Whether this role may change the columns of the raw table; true where there is none."""
     row = destination.execute(
         _ON_TABLE, ([], definition.destination.schema, definition.destination.table)
     ).fetchone()
@@ -106,14 +103,14 @@ def owns(destination: Connection, definition: Definition) -> bool:
 
 
 def _schemas(definitions: list[Definition]) -> list[str]:
-    return list(dict.fromkeys([SCHEMA, *(one.destination.schema for one in definitions)]))
+    return list(dict.fromkeys([SCHEMA, *(it.destination.schema for it in definitions)]))
 
 
 def _source_name(source: Connection, definition: Definition) -> str:
     return quoted(source, definition.source.schema, definition.source.table)
 
 
-def _where(session: Connection) -> tuple[str, str]:
+def _database_and_role(session: Connection) -> tuple[str, str]:
     row = session.execute(
         "select quote_ident(current_database()), quote_ident(current_user)"
     ).fetchone()

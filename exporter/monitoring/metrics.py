@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.errors import ExporterError
-from exporter.state.runs import Result
-
-if TYPE_CHECKING:
-    from prometheus_client import Metric
+from exporter.state import Result
 
 STATUSES = ("ok", "failed", "locked", "interrupted")
 _SUCCESS = "exporter_load_last_success_timestamp_seconds"
@@ -29,27 +24,25 @@ Samples = dict[str, dict[tuple[str, ...], float]]  # metric → (key,) or (key, 
 
 
 def write(file: Path, results: list[Result], now: float) -> None:
-    """Write the file anew, whole at every moment. Keys of other runs stay, as last successes do.
+    """Replace the file in one step. Samples of other keys, and of earlier successes, stay.
 
     Raises ExporterError where prometheus-client is missing, OSError.
     """
     try:
         import prometheus_client.openmetrics.exposition as openmetrics  # noqa: PLC0415
-        from prometheus_client import CollectorRegistry  # noqa: PLC0415  only for --metrics-file
-        from prometheus_client.registry import Collector  # noqa: PLC0415
+        from prometheus_client import CollectorRegistry, Gauge  # noqa: PLC0415  only for this file
     except ImportError:
         raise ExporterError(
             "prometheus-client is not installed: pip install 'dbt-exporter[metrics]'"
         ) from None
     samples = _updated(_read(file), results, now)
-
-    class Ours(Collector):
-        def collect(self) -> Iterator[Metric]:
-            return _families(samples)
-
     registry = CollectorRegistry()
-    registry.register(Ours())
-    # In the same folder, so that the exchange is one step; not *.prom, which would be collected.
+    for name, meaning in METRICS.items():
+        labels = ["key", "status"] if name == "exporter_load_status" else ["key"]
+        gauge = Gauge(name, meaning, labels, registry=registry)
+        for values, value in sorted(samples[name].items()):
+            gauge.labels(*values).set(value)
+    # In the same folder, so that replacing is one step; not *.prom, which would be collected.
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}", delete=False) as new:
         try:
             new.write(openmetrics.generate_latest(registry))  # type: ignore[no-untyped-call]
@@ -62,20 +55,21 @@ def write(file: Path, results: list[Result], now: float) -> None:
 
 
 def _updated(samples: Samples, results: list[Result], now: float) -> Samples:
-    for one in results:
+    for result in results:
+        key, totals = result.key, result.totals
         values = (
-            now if one.error is None else samples[_SUCCESS].get((one.key,)),
+            now if result.error is None else samples[_SUCCESS].get((key,)),
             now,
-            round(one.seconds, 3),
-            one.totals.rows_read,
-            one.totals.rows_written,
-            one.totals.bytes,
+            round(result.seconds, 3),
+            totals.rows_read,
+            totals.rows_written,
+            totals.bytes,
         )
         for name, value in zip(METRICS, values, strict=False):
             if value is not None:
-                samples[name][(one.key,)] = float(value)
+                samples[name][(key,)] = float(value)
         for status in STATUSES:
-            samples["exporter_load_status"][(one.key, status)] = float(status == one.status)
+            samples["exporter_load_status"][(key, status)] = float(status == result.status)
     return samples
 
 
@@ -91,17 +85,6 @@ def _read(file: Path) -> Samples:
             for sample in family.samples:
                 if sample.name in samples:
                     samples[sample.name][tuple(sample.labels.values())] = sample.value
-    except (FileNotFoundError, ValueError):  # the first one, or not ours: written anew
+    except (FileNotFoundError, ValueError):  # not there yet, or not a metrics file: start over
         return {name: {} for name in METRICS}
     return samples
-
-
-def _families(samples: Samples) -> Iterator[Metric]:
-    from prometheus_client.metrics_core import GaugeMetricFamily  # noqa: PLC0415
-
-    for name, meaning in METRICS.items():
-        labels = ["key", "status"] if name == "exporter_load_status" else ["key"]
-        family = GaugeMetricFamily(name, meaning, labels=labels)
-        for values, value in sorted(samples[name].items()):
-            family.add_metric(values, value)
-        yield family

@@ -1,7 +1,7 @@
-"""Who is told how a run of ``exporter load`` ended: Slack, Sentry, a health check, a metrics file.
+"""Reports how a run of ``exporter load`` ended: to Slack, Sentry, a health check, a metrics file.
 
-What is not set up is not imported. A receiver that fails, or does not answer, is told of in one
-line, and changes nothing of the load.
+What is not set up is not imported. A receiver that fails, or does not answer, costs one line of
+warning, and does not affect the load.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
 
 from exporter.errors import ExporterError, LockedError, UsageError
-from exporter.state.runs import Result
-from exporter.terminal.console import Console
+from exporter.state import Result
+from exporter.terminal import Console
 
 TIMEOUT = 5  # seconds that a receiver has for each step
 PATIENCE = 10.0  # seconds that all of them have, a slow name server included
-_LISTED = 20  # definitions of a message; those that went well are left out first
+_LISTED = 20  # definitions in a message; those that went well are left out first
 _LONG = 1000  # characters of an error in a message
-_ICONS = {"success": ":white_check_mark:", "warning": ":warning:", "failure": ":x:"}
+_OUTCOMES = {
+    "success": (":white_check_mark:", "ended well"),
+    "warning": (":warning:", "ended with a warning"),
+    "failure": (":x:", "failed"),
+}
 
 
 @dataclass
 class Run:
-    """One ``exporter load``, of all its definitions. As a context it tells its end, whatever it is.
+    """One ``exporter load``, of all its definitions. When its ``with`` block ends, it reports how.
 
-    An error that it is left with is told, and goes on.
+    An error that ends the block is reported, and raised further.
     """
 
     console: Console
@@ -47,11 +50,11 @@ class Run:
         return self
 
     def started(self) -> None:
-        """Tell the health check that a run has begun; do not wait for it."""
+        """Report to the health check that a run has begun; do not wait for it."""
         url = os.environ.get("HEALTHCHECK_URL")
         if url:
-            self._start = _in_background(
-                lambda: _ping(_below(url, "start"), ""), partial(self._say, "health check")
+            self._start = self._in_background(
+                "health check", lambda: _ping(_below(url, "start"), "")
             )
 
     def __exit__(
@@ -60,32 +63,45 @@ class Run:
         if not isinstance(error, SystemExit):
             self.error = error
         if isinstance(error, UsageError) and sys.stderr.isatty():
-            return  # whoever typed it sees it
+            return  # who typed the command sees its error
         receivers = self._receivers()
         if not receivers:
             return
         deadline = time.monotonic() + PATIENCE
         if self._start:
             self._start.join(PATIENCE)  # or its end would come before its start
-        told = {
-            name: _in_background(tell, partial(self._say, name)) for name, tell in receivers.items()
-        }
-        for name, thread in told.items():
+        threads = {name: self._in_background(name, send) for name, send in receivers.items()}
+        for name, thread in threads.items():
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                self._say(name, f"no answer in {PATIENCE:.0f} s")
+                self._warn(name, f"no answer in {PATIENCE:.0f} s")
 
     @property
     def outcome(self) -> str:
-        """``success``, ``warning`` (locked, or something to look at) or ``failure``."""
-        errors = [one for one in (self.error, *(result.error for result in self.results)) if one]
-        if any(not isinstance(one, LockedError) for one in errors):
+        """``success``, ``warning`` (a lock was held, or there is a notice) or ``failure``."""
+        errors = [error for error in (self.error, *(it.error for it in self.results)) if error]
+        if not all(isinstance(error, LockedError) for error in errors):
             return "failure"
-        return "warning" if errors or any(one.notices for one in self.results) else "success"
+        return "warning" if errors or any(it.notices for it in self.results) else "success"
 
     def text(self) -> str:
-        """Return the message: counts, errors, what to look at. No row beyond a bad one's key."""
-        return _text(self, time.monotonic() - self._began)
+        """Return the message: counts, errors, notices. Of a row it names the key at most."""
+        import socket  # noqa: PLC0415  only where somebody is told
+
+        seconds = time.monotonic() - self._began
+        where = ", ".join(filter(None, (self.environment, socket.gethostname())))
+        icon, words = _OUTCOMES[self.outcome]
+        lines = [f"{icon} *exporter load {words}* ({where}), {seconds:.1f} s"]
+        if self.error:
+            lines.append(_quoted(_described(self.error)))
+        order = sorted(self.results, key=lambda result: (not result.error, not result.notices))
+        for result in order[:_LISTED]:
+            lines.append(_line(result))
+            notes = (str(result.error or ""), *result.notices)
+            lines += [_quoted(note) for note in notes if note]
+        if len(order) > _LISTED:
+            lines.append(f"… and {len(order) - _LISTED} more")
+        return "\n".join(lines)
 
     def _receivers(self) -> Mapping[str, Callable[[], None]]:
         environ = os.environ
@@ -97,10 +113,10 @@ class Run:
                 environ["SLACK_TOKEN"], environ.get("SLACK_CRON_CHANNEL_ID"), self.text()
             )
         url = environ.get("HEALTHCHECK_URL")
-        locked = any(isinstance(one.error, LockedError) for one in self.results)
+        locked = any(isinstance(result.error, LockedError) for result in self.results)
         if url and self.outcome == "failure":
             found["health check"] = lambda: _ping(_below(url, "fail"), self.text())
-        elif url and not locked:  # the run that holds the lock tells how it ends
+        elif url and not locked:  # the run that holds the lock reports how it ends
             found["health check"] = lambda: _ping(url, self.text())
         if environ.get("SENTRY_DSN") and self.outcome == "failure":
             from exporter.monitoring import sentry  # noqa: PLC0415  only where it is set up
@@ -113,12 +129,23 @@ class Run:
             found[str(file)] = lambda: metrics.write(file, self.results, time.time())
         return found
 
-    def _say(self, receiver: str, why: str) -> None:
+    def _in_background(self, receiver: str, send: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                send()
+            except Exception as error:  # noqa: BLE001  of whatever kind: the load goes on
+                self._warn(receiver, reason(error))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    def _warn(self, receiver: str, why: str) -> None:
         self.console.say(f"{receiver} was not told: {why}", "warning", event="notify")
 
 
 def reason(error: Exception) -> str:
-    """Return why a receiver could not be told, without its address: that may be a secret."""
+    """Return why a receiver could not be told, without its address, which may be a secret."""
     answer = getattr(error, "response", None)
     if answer is not None:  # Slack's
         status = getattr(answer, "status_code", None) or answer.get("status")
@@ -134,37 +161,7 @@ def reason(error: Exception) -> str:
     return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
 
 
-def _in_background(work: Callable[[], None], failed: Callable[[str], None]) -> threading.Thread:
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001  of whatever kind: the load goes on
-            failed(reason(error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
-
-
 # -- the text
-
-
-def _text(run: Run, seconds: float) -> str:
-    import socket  # noqa: PLC0415  only where somebody is told
-
-    where = ", ".join(one for one in (run.environment, socket.gethostname()) if one)
-    words = {"success": "ended well", "warning": "ended with a warning", "failure": "failed"}
-    title = f"{_ICONS[run.outcome]} *exporter load {words[run.outcome]}* ({where}), {seconds:.1f} s"
-    order = sorted(run.results, key=lambda one: (not one.error, not one.notices))
-    lines = [title]
-    if run.error:
-        lines.append(_quoted(_described(run.error)))
-    for one in order[:_LISTED]:
-        lines.append(_line(one))
-        lines += [_quoted(text) for text in (str(one.error or ""), *one.notices) if text]
-    if len(order) > _LISTED:
-        lines.append(f"… and {len(order) - _LISTED} more")
-    return "\n".join(lines)
 
 
 def _line(result: Result) -> str:
@@ -182,9 +179,8 @@ def _described(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return (
-        f"unexpected {type(error).__name__}: the log has its traceback"  # its text may hold a row
-    )
+    # Not its text, which may hold a row.
+    return f"unexpected {type(error).__name__}: the log has its traceback"
 
 
 def _quoted(text: str) -> str:

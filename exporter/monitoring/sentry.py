@@ -1,6 +1,6 @@
-"""Failures of a run to Sentry: errors and where they were raised, no values of variables.
+"""Sends the failures of a run to Sentry: errors and where they were raised, no variables' values.
 
-The SDK's defaults send no personal data; ``send_default_pii=False`` would only be deprecated.
+The SDK sends no personal data by default; the option ``send_default_pii`` is deprecated.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from exporter.errors import ExporterError
-from exporter.state.runs import Result
+from exporter.state import Result
 
 if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint
 
 
 def send(results: list[Result], error: BaseException | None, timeout: float) -> None:
-    """Send an event a failure. Raises ExporterError where that is not possible."""
+    """Send one event for each failure. Raises ExporterError where that is not possible."""
     try:
         import sentry_sdk  # noqa: PLC0415  only where it is set up
         from sentry_sdk.transport import HttpTransport  # noqa: PLC0415
@@ -43,7 +43,7 @@ def send(results: list[Result], error: BaseException | None, timeout: float) -> 
         )
     except sentry_sdk.utils.BadDsn:
         raise ExporterError("SENTRY_DSN is not a DSN") from None
-    for result in (one for one in results if one.error):
+    for result in (result for result in results if result.error):
         with sentry_sdk.new_scope() as scope:
             scope.set_tag("key", result.key)
             scope.set_tag("status", result.status)
@@ -61,9 +61,9 @@ def send(results: list[Result], error: BaseException | None, timeout: float) -> 
 
 
 def _without_content(event: Event, hint: Hint) -> Event:
-    """Only the text of our own errors is known to hold no row and no secret."""
+    """Empty the texts of foreign errors: only our own are known to hold no row and no secret."""
     error = hint["exc_info"][1] if "exc_info" in hint else None
-    for one in event.get("exception", {}).get("values", []):
-        if not (isinstance(error, ExporterError) and one["type"] == type(error).__name__):
-            one["value"] = ""
+    for entry in event.get("exception", {}).get("values", []):
+        if not (isinstance(error, ExporterError) and entry["type"] == type(error).__name__):
+            entry["value"] = ""
     return event

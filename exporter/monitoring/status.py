@@ -1,7 +1,7 @@
-"""Whether the numbers can be trusted: the runs, and how far raw is behind the source.
+"""The state of each definition: its last runs, and how far raw is behind the source.
 
-Nothing here reads a whole table of the source: rows are counted up to a limit along an index,
-and estimated by the planner beyond it.
+No table of the source is read whole: rows are counted along an index up to a limit, and beyond it
+the planner estimates them.
 """
 
 from __future__ import annotations
@@ -15,52 +15,40 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from exporter.config.definition import Definition
+from exporter import state
+from exporter.config import Definition
 from exporter.errors import ExporterError
-from exporter.source import window
-from exporter.source.catalog import Table, find_table, indexes, planned_rows
-from exporter.state import position as state
-from exporter.state.position import State
-from exporter.wire.connection import Connection, connect
-from exporter.wire.retry import first_line
+from exporter.source import Table, find_table, window
+from exporter.source.catalog import indexes, planned_rows
+from exporter.state import State
+from exporter.wire import Connection, connect, first_line
 
-COUNTED = 10_000  # rows; beyond them the planner's estimate is told
+COUNTED = 10_000  # rows; beyond them the planner's estimate is shown
 RUNS = 10
 _SMALL = 128  # blocks, 1 MB: read whole where no index serves
 _PATIENCE = 2000  # milliseconds that the source may spend on one question
 
 _RUN = (
-    "id, command, status, started_at, finished_at, rows_read, rows_written, rows_unchanged,"
-    " rows_deleted, batches, bytes, cursor_value, cursor_id, error,"
-    " extract(epoch from finished_at - started_at)::float8 as seconds,"
+    "select *, extract(epoch from finished_at - started_at)::float8 as seconds,"
     " extract(epoch from clock_timestamp() - coalesce(finished_at, started_at))::float8 as ago"
+    " from {} where key = %s"
 )
-_LAST = sql.SQL(
-    f"select {_RUN} from {{}} where key = %s and status <> 'locked' order by id desc limit 1"  # noqa: S608
-)
-_RECENT = sql.SQL(f"select {_RUN} from {{}} where key = %s order by id desc limit %s")  # noqa: S608
+_LAST = sql.SQL(f"{_RUN} and status <> 'locked' order by id desc limit 1")
+_RECENT = sql.SQL(f"{_RUN} order by id desc limit %s")
 # The stamp of a run's rows is taken when it starts: this is max(_exported_at), without a scan.
 _LANDED = sql.SQL(
     "select started_at, clock_timestamp() - started_at from {}"
     " where key = %s and rows_written > 0 order by id desc limit 1"
 )
-_TOLD = (
-    "command",
-    "started_at",
-    "finished_at",
-    "seconds",
-    "rows_read",
-    "rows_written",
-    "rows_unchanged",
-    "rows_deleted",
-    "batches",
-    "bytes",
-    "error",
+# What --json gives of a run, beside how it ended.
+_FACTS = (
+    *("command", "started_at", "finished_at", "seconds"),
+    *("rows_read", "rows_written", "rows_unchanged", "rows_deleted", "batches", "bytes", "error"),
 )
 
 
 class Behind(NamedTuple):
-    """What of the source has not landed. ``seconds`` are None where no index tells them."""
+    """Rows of the source that have not landed. ``seconds`` is None where no index gives it."""
 
     rows: int
     estimated: bool
@@ -68,9 +56,10 @@ class Behind(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How a definition stands.
+    """The state of a definition.
 
-    ``ended`` is the last run's: never, running, ok, failed, interrupted or died.
+    ``ended`` is how its last run did: never, running, ok, failed, interrupted or died.
+    ``landed_at`` is the start of the last run that wrote rows, ``age`` the time since.
     """
 
     definition: Definition
@@ -81,6 +70,11 @@ class Status(NamedTuple):
     landed_at: datetime | None
     age: timedelta | None
     behind: Behind | None
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """The rows that the last run read in a second; None of one that has not ended."""
+        return _rate(self.run or {})
 
     @property
     def freshness(self) -> str | None:
@@ -96,7 +90,7 @@ class Status(NamedTuple):
         return {
             "key": self.definition.key,
             "table": f"{self.definition.destination.schema}.{self.definition.destination.table}",
-            **_told(self.run or {}, self.ended),
+            **_facts(self.run or {}, self.ended),
             "cursor": state.as_dict(cursor),
             "behind": behind._asdict() if behind else None,
             "freshness": self.freshness,
@@ -105,10 +99,10 @@ class Status(NamedTuple):
         }
 
 
-def look(definitions: list[Definition], say: Callable[[str], None]) -> Iterator[Status]:
-    """Yield how each definition stands.
+def current(definitions: list[Definition], say: Callable[[str], None]) -> Iterator[Status]:
+    """Yield the status of each definition.
 
-    Where the source cannot tell how far behind we are, ``say`` gets the reason. Raises
+    ``say`` gets the reason where the source does not tell how far raw is behind. Raises
     DatabaseError where the destination cannot be reached.
     """
     with contextlib.ExitStack() as stack:
@@ -123,33 +117,30 @@ def look(definitions: list[Definition], say: Callable[[str], None]) -> Iterator[
             yield _status(source, destination, definition, known, say)
 
 
-def recent(definition: Definition) -> list[dict[str, Any]]:
+def recent_runs(definition: Definition) -> list[dict[str, Any]]:
     """Return the last runs of a definition, the newest first, as the objects of ``--json``."""
     with connect("DATABASE_URL_ANALYTICS") as destination:
         if not state.tables_exist(destination):
             return []
-        alive = state.holder(destination, definition) is not None
+        alive = state.holder(destination, definition.destination) is not None
         rows = destination.cursor(row_factory=dict_row).execute(
             _RECENT.format(state.RUNS), (definition.key, RUNS)
         )
         found = []
         for run in rows:
-            found.append({"id": run["id"], "key": definition.key, **_told(run, _ended(run, alive))})
-            alive = alive and run["status"] == "locked"  # those before it are over
+            facts = _facts(run, _ended(run, alive))
+            found.append({"id": run["id"], "key": definition.key, **facts})
+            alive = alive and run["status"] == "locked"  # the runs before it are over
         return found
 
 
-def rate(run: dict[str, Any]) -> float | None:
-    """Return the rows read in a second, None of a run that has not ended."""
+def _rate(run: dict[str, Any]) -> float | None:
     return run["rows_read"] / run["seconds"] if run.get("seconds") else None
 
 
-def _told(run: dict[str, Any], ended: str) -> dict[str, Any]:
-    return {
-        "status": ended,
-        **{name: run.get(name) for name in _TOLD},
-        "rows_per_second": rate(run),
-    }
+def _facts(run: dict[str, Any], ended: str) -> dict[str, Any]:
+    facts = {name: run.get(name) for name in _FACTS}
+    return {"status": ended, **facts, "rows_per_second": _rate(run)}
 
 
 def _status(
@@ -161,8 +152,8 @@ def _status(
 ) -> Status:
     run, stored, landed, holder = None, State(), None, None
     if known:
-        holder = state.holder(destination, definition)
-        stored = state.read(destination, definition.key)
+        holder = state.holder(destination, definition.destination)
+        stored = state.read(destination, definition.destination)
         cursor = destination.cursor(row_factory=dict_row)
         run = cursor.execute(_LAST.format(state.RUNS), (definition.key,)).fetchone()
         landed = destination.execute(_LANDED.format(state.RUNS), (definition.key,)).fetchone()
@@ -187,7 +178,7 @@ def _status(
 
 
 def _ended(run: dict[str, Any], alive: bool) -> str:
-    """A run is recorded as running until it says how it ended; a killed one never does."""
+    """Return how a run ended: one that is recorded as running, and is not alive, was killed."""
     status = str(run["status"])
     return "died" if status == "running" and not alive else status
 
@@ -198,16 +189,16 @@ def _ended(run: dict[str, Any], alive: bool) -> str:
 def _behind(source: Connection, definition: Definition, stored: State) -> Behind:
     with source.transaction():
         source.execute(f"set transaction read only; set local statement_timeout = {_PATIENCE}")
-        table = find_table(source, definition)
-        cursor, id_column = window.cursor_columns(definition, table)
+        table = find_table(source, definition.source)
+        cursor, id_column = window.cursor_columns(definition.source, table)
         if stored.next_block:  # a first load that is under way
             left = max(0.0, 1 - stored.next_block / max(1, table.blocks))
             return Behind(round(max(table.rows, 0) * left), True, None)
         indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))
         where: sql.Composable = sql.SQL("true")
         if stored.cursor:
-            view = window.Window(cursor, id_column, None, None, 0, None, None)
-            where = window.after(view, stored.cursor)
+            view = window.Window(definition.source, cursor, id_column, append=False)
+            where = view.after(stored.cursor)
         small = table.kind in ("r", "m") and table.blocks <= _SMALL
         rows = _count(source, definition, table, where, indexed or small or not stored.cursor)
         if rows == 0:
@@ -225,12 +216,12 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
 def _count(
     source: Connection, definition: Definition, table: Table, where: sql.Composable, cheap: bool
 ) -> int | None:
-    """Count up to the limit and one more; None where that would read the whole table."""
+    """Count rows, up to one more than the limit; None where that would read the whole table."""
     if not cheap or table.kind not in ("r", "p", "m"):
         return None
     try:
         with source.transaction():
-            # A bitmap would be made of every row that fits before the first one is counted.
+            # A bitmap scan would find every matching row before it counts the first one.
             source.execute("set local enable_bitmapscan = off")
             if where != sql.SQL("true"):
                 source.execute("set local enable_seqscan = off")
@@ -246,6 +237,7 @@ def _count(
 
 
 def _seconds(source: Connection, definition: Definition, position: str) -> float | None:
+    """Return how much later than the position the newest cursor value is."""
     row = source.execute(
         sql.SQL(
             "select extract(epoch from max({0})::timestamptz - {1}::timestamptz)::float8 from {2}"

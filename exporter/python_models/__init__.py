@@ -1,13 +1,16 @@
-"""dbt Python models on PostgreSQL: the one part of the product that imports dbt.
+"""dbt Python models on PostgreSQL: the only room that imports dbt.
 
-dbt runs a Python model where its materialization says so (macros/python_models.sql) and the
-adapter can: `install` gives dbt's PostgresAdapter one method more, `run_python_model`, and
-changes nothing that it has. The macro `postgres__create_table_as` calls the method at the very
-place where dbt would run a SQL model's query: after the pre-hooks, in dbt's transaction, on dbt's
-connection. From there on dbt's own materialization does the rest.
+A model's compiled code comes in; a query that gives the model's rows goes out.
+
+dbt runs a Python model where the materialization allows it (macros/python_models.sql) and the
+adapter can: `install` adds one method to dbt's PostgresAdapter, `run_python_model`, and changes
+none of its own. The macro `postgres__create_table_as` calls the method where dbt would run a SQL
+model's query: after the pre-hooks, in dbt's transaction, on dbt's connection. dbt's own
+materialization does the rest.
 
     runner    the model's code: compile, call, explain its errors, collect what it prints
-    relation  what `dbt.ref` and `dbt.source` give
+    relation  what `dbt.ref` and `dbt.source` return
+    results   what a model returns, as a query
     values    PostgreSQL's text to Python and back, exactly
     staging   rows of Python to a temporary table
     frames    pandas, polars, arrow and ibis, each only if a model uses it
@@ -20,14 +23,14 @@ import sys
 from typing import Any
 
 SUPPORTED = ((1, 10), (1, 12))
-"""dbt-core from the first version up to, and without, the second one."""
+"""The versions of dbt-core: from the first one up to the second one, which is excluded."""
 
 
 def install() -> None:
     """Teach dbt's PostgresAdapter to run Python models.
 
-    Does nothing where the profile is not Postgres, and under a dbt that it was not tried with:
-    the macros then refuse a Python model, and everything else of dbt works as ever.
+    Does nothing where the profile is not Postgres, or where the version of dbt is not supported:
+    the macros then refuse a Python model, and the rest of dbt works as usual.
     """
     module = sys.modules.get("dbt.adapters.postgres.impl")
     if module is None or not _supported():

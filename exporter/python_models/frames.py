@@ -1,7 +1,7 @@
-"""pandas, polars, pyarrow and ibis: imported where a model asks for one, and nowhere else.
+"""pandas, polars, pyarrow and ibis: imported only where a model uses one.
 
-Arrow is the form between: PostgreSQL's types to Arrow's and back, exactly. What Arrow has no type
-for travels as PostgreSQL's own text, and finds its type again by the column's name.
+All frames pass through Arrow: PostgreSQL's types to Arrow's and back, exactly. Where Arrow has no
+such type, a column travels as PostgreSQL's text, and gets its type back by its name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _EXACT = {
 _NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Import a library. Raises ResultError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -45,8 +46,8 @@ def _library(name: str) -> Any:
 
 
 def arrow_type(kind: str) -> Any:
-    """The Arrow type of a PostgreSQL type; that of text where Arrow has none that is exact."""
-    pa = _library("pyarrow")
+    """Return the Arrow type of a PostgreSQL type; string where Arrow has no exact one."""
+    pa = library("pyarrow")
     if kind.endswith("[]"):
         return pa.list_(arrow_type(kind[:-2]))
     if kind.startswith("timestamp"):
@@ -62,12 +63,12 @@ def arrow_type(kind: str) -> Any:
 
 def as_text(kind: str) -> bool:
     """Whether a column of this type is read as PostgreSQL's own text."""
-    return bool(arrow_type(kind.removesuffix("[]")) == _library("pyarrow").string())
+    return bool(arrow_type(kind.removesuffix("[]")) == library("pyarrow").string())
 
 
 def arrow_table(types: dict[str, str], batches: Iterable[list[tuple[Any, ...]]]) -> Any:
-    """A pyarrow table of a query's rows. Raises ResultError for a value that Arrow cannot hold."""
-    pa = _library("pyarrow")
+    """Return a query's rows as a pyarrow table. Raises ResultError for what Arrow cannot hold."""
+    pa = library("pyarrow")
     schema = pa.schema([(name, arrow_type(kind)) for name, kind in types.items()])
     found = []
     for rows in batches:
@@ -91,35 +92,21 @@ def _finite(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-def to_pandas(table: Any) -> Any:
-    """A pandas frame whose columns keep Arrow's types."""
-    return table.to_pandas(types_mapper=_library("pandas").ArrowDtype)
-
-
-def to_polars(table: Any) -> Any:
-    """A polars frame."""
-    return _library("polars").from_arrow(table)
-
-
 # --- ibis ---------------------------------------------------------------------------------------
 
 
 def ibis_table(name: str, types: dict[str, str]) -> Any:
-    """An unbound ibis table with the columns of a query."""
-    ibis = _library("ibis")
-    schema = {column: _ibis_type(ibis, kind) for column, kind in types.items()}
+    """Return an unbound ibis table with the columns of a query."""
+    ibis = library("ibis")
+    from ibis.backends.sql.datatypes import PostgresType
+
+    schema = {column: PostgresType.from_string(kind) for column, kind in types.items()}
     return ibis.table(schema, name=name)
 
 
-def _ibis_type(ibis: Any, kind: str) -> Any:
-    from ibis.backends.sql.datatypes import PostgresType
-
-    return PostgresType.from_string(kind)
-
-
 def ibis_query(expression: Any, session: Any) -> str:
-    """The SQL of an ibis expression, over the queries behind its tables."""
-    ibis = _library("ibis")
+    """Return the SQL of an ibis expression, with the queries behind its tables."""
+    ibis = library("ibis")
     if not hasattr(expression, "schema"):
         expression = expression.as_table()
     sql = ibis.to_sql(expression, dialect="postgres")
@@ -136,12 +123,13 @@ def ibis_query(expression: Any, session: Any) -> str:
 
 
 def rows_of(frame: Any, origin: dict[str, str]) -> tuple[dict[str, str], Iterator[dict[str, Any]]]:
-    """A frame's columns with their PostgreSQL types, and its rows in constant memory.
+    """Return the PostgreSQL types of a frame's columns, and its rows in constant memory.
 
-    A column that still has the Arrow type of the column of its name that was read, has that one's
-    type again. pandas' columns of Python objects, and those of nothing but NULL, get no type here.
+    `origin` has the types of the columns that were read: a column of such a name gets its type
+    back, if it still has the Arrow type of that. Columns of pandas with Python objects, and those
+    with nothing but NULL, get no type here.
     """
-    pa = _library("pyarrow")
+    pa = library("pyarrow")
     pandas = type(frame).__module__.startswith("pandas")
     if type(frame).__module__.startswith("polars"):
         frame = frame.to_arrow()
@@ -180,7 +168,7 @@ def _pandas_columns(pa: Any, frame: Any) -> Iterator[list[list[Any]]]:
 
 
 def _values(pa: Any, array: Any, name: str) -> list[Any]:
-    """An array as Python's values; what becomes jsonb, as its text."""
+    """Return an array as Python's values; what becomes jsonb as its text."""
     kind = array.type
     if getattr(kind, "unit", None) == "ns":
         try:  # Python has microseconds, as PostgreSQL has
@@ -202,7 +190,7 @@ def _microseconds(pa: Any, kind: Any) -> Any:
 
 
 def _plain(pa: Any, kind: Any) -> Any:
-    """A type without what only saves space: `large_string` or a dictionary is a string."""
+    """Return a type without its storage: `large_string` or a dictionary of strings is a string."""
     if pa.types.is_dictionary(kind):
         return _plain(pa, kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -215,8 +203,8 @@ def _plain(pa: Any, kind: Any) -> Any:
 
 
 def postgres_type(kind: Any, name: str) -> str | None:
-    """The PostgreSQL type that holds an Arrow type exactly; None where all there is, is NULL."""
-    pa = _library("pyarrow")
+    """Return the PostgreSQL type that holds an Arrow type exactly; None for a column of NULL."""
+    pa = library("pyarrow")
     kind = _plain(pa, kind)
     plain = {
         pa.bool_(): "boolean",

@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from exporter.python_models.workers import Workers
 
 Row = dict[str, Any]
+Result = TypeVar("Result")
 FETCHED = 5_000
 """Rows of one FETCH: enough to hide the round trip, few enough to stay at some megabytes."""
 
 DESCRIBED = "__dbt_python_described"
+"""A temporary table that has the columns of a query, and no row."""
 
 
 class Session:
@@ -34,48 +36,59 @@ class Session:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._cursors = 0
-        # All that the server does is done here, one after the other: a connection does one thing
-        # at a time, and what was begun goes on while the model computes.
+        # One thread does all that needs the connection, one thing after the other, and goes on
+        # while the model computes.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dbt_python")
         self.types: dict[str, str] = {}
-        """The type of each column of the relations that were read, the first relation's first."""
+        """The types of the columns that were read; of two with one name, the first one's."""
         self.named: dict[str, str] = {}
-        """The queries behind the ibis tables that were handed out, by their names."""
+        """The queries behind the ibis tables that were handed out, by the tables' names."""
         self.workers: Workers | None = None
-        """Where row functions run, if not here."""
+        """The Dask workers that run row functions; None where they run in this process."""
 
     def close(self) -> None:
-        """Wait for what was begun; the connection stays dbt's."""
+        """Wait for the statements that are under way. The connection stays open: it is dbt's."""
         self._worker.shutdown()
 
     def sql(self, query: str, params: Any = None) -> Relation:
-        """A relation of a query of one's own; `%s` and `%(name)s` stand for `params`."""
+        """Return a query as a relation; `%s` and `%(name)s` stand for `params`."""
         return Relation(self, self.bound(query, params))
 
     def execute(self, statement: str, params: Any = None) -> int:
-        """Run a statement in dbt's transaction; returns the number of rows it changed."""
+        """Run a statement in dbt's transaction; return the number of rows that it changed."""
 
-        def run() -> int:
-            with self._handle.cursor() as cursor:
-                cursor.execute(statement, params)
-                return int(cursor.rowcount)
+        def run(cursor: Any) -> int:
+            cursor.execute(statement, params)
+            return int(cursor.rowcount)
 
-        return self._worker.submit(run).result()
+        return self._begin(run).result()
 
     def fetch(self, query: str, params: Any = None) -> list[tuple[Any, ...]]:
-        """The rows of a small query."""
+        """Return the rows of a small query."""
 
-        def run() -> list[tuple[Any, ...]]:
+        def run(cursor: Any) -> list[tuple[Any, ...]]:
+            cursor.execute(query, params)
+            return list(cursor.fetchall())
+
+        return self._begin(run).result()
+
+    def copy(self, statement: str, data: bytes) -> Future[None]:
+        """Begin a COPY … FROM STDIN; the caller waits for its result."""
+        # In one piece: each further one would wait for Python's lock, which the model holds.
+        size = max(len(data), 1)
+        return self._begin(lambda cursor: cursor.copy_expert(statement, io.BytesIO(data), size))
+
+    def _begin(self, work: Callable[[Any], Result]) -> Future[Result]:
+        def run() -> Result:
             with self._handle.cursor() as cursor:
-                cursor.execute(query, params)
-                return list(cursor.fetchall())
+                return work(cursor)
 
-        return self._worker.submit(run).result()
+        return self._worker.submit(run)
 
     def stream(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
-        """A query's rows, in lists, in constant memory: by a cursor of the server.
+        """Yield a query's rows in lists, in constant memory, by a cursor of the server.
 
-        While a list is in use, the server makes the next one.
+        While a list is in use, the next one is fetched.
         """
         self._cursors += 1
         cursor = self._handle.cursor(name=f"dbt_python_{self._cursors}")
@@ -90,26 +103,16 @@ class Session:
             with contextlib.suppress(RuntimeError):  # the session was closed before
                 self._worker.submit(_close, cursor)
 
-    def copy(self, statement: str, data: bytes) -> Future[None]:
-        """COPY … FROM STDIN, begun; the result is for the caller to ask."""
-
-        def run() -> None:
-            with self._handle.cursor() as cursor:
-                # one piece: each further one would wait for Python's lock, which the model holds
-                cursor.copy_expert(statement, io.BytesIO(data), max(len(data), 1))
-
-        return self._worker.submit(run)
-
     def bound(self, sql: str, params: Any) -> str:
-        """The SQL with its parameters written into it, as literals."""
+        """Return the SQL with its parameters written into it, as literals."""
         if params is None:
             return sql
         with self._handle.cursor() as cursor:
             return str(cursor.mogrify(sql, params).decode())
 
     def columns(self, query: str) -> list[tuple[str, str]]:
-        """The names and types of a query's columns, in their order, each type with its length."""
-        # what psycopg2 tells of a cursor's columns has no lengths
+        """Return the names and types of a query's columns in their order, types with lengths."""
+        # psycopg2's description of a cursor has no lengths
         self.execute(f"create temporary table {DESCRIBED} on commit drop as {query} with no data")
         found = self.fetch(
             "select attname, format_type(atttypid, atttypmod) from pg_attribute"
@@ -127,8 +130,8 @@ def _close(cursor: Any) -> None:
 class Relation:
     """A table, view or query. Iterating reads its rows as dicts, in constant memory.
 
-    `select`, `where` and `limit` give a new relation, whose SQL does that; nothing runs before
-    the rows are asked for, and nothing at all where a model returns the relation itself.
+    `select`, `where` and `limit` return a new relation with more SQL. No query runs before rows are
+    asked for; where a model returns a relation, no row leaves the database.
     """
 
     def __init__(self, session: Session, query: str, name: str | None = None) -> None:
@@ -141,18 +144,9 @@ class Relation:
 
     def __iter__(self) -> Iterator[Row]:
         names = self.columns
-        for rows in self.stream():
+        for rows in self._session.stream(self.query):
             for row in rows:
                 yield dict(zip(names, row))  # noqa: B905 — a query's rows are as long as its columns
-
-    def stream(self) -> Iterator[list[tuple[Any, ...]]]:
-        """The rows in lists, in constant memory."""
-        return self._session.stream(self.query)
-
-    @property
-    def workers(self) -> Workers | None:
-        """Where row functions run, if not here."""
-        return self._session.workers
 
     @property
     def columns(self) -> list[str]:
@@ -168,24 +162,24 @@ class Relation:
         return found
 
     def select(self, *columns: str) -> Relation:
-        """Only these columns, each an expression of SQL: `select("id", "lower(tag) as tag")`."""
+        """Keep only these columns, expressions of SQL: `select("id", "lower(tag) as tag")`."""
         return self._of(f"select {', '.join(columns)} from ({self.query}) as relation")
 
     def where(self, condition: str, params: Any = None) -> Relation:
-        """Only the rows that meet a condition of SQL; `%s` and `%(name)s` stand for `params`."""
+        """Keep only the rows that meet a condition; `%s` and `%(name)s` stand for `params`."""
         bound = self._session.bound(condition, params)
         return self._of(f"select * from ({self.query}) as relation where {bound}")
 
     def limit(self, rows: int) -> Relation:
-        """At most so many rows."""
+        """Keep at most that many rows."""
         return self._of(f"select * from ({self.query}) as relation limit {int(rows)}")
 
     def map(self, function: Callable[[Row], Row | None]) -> Mapped:
-        """`function(row)` of each row; a row for which it returns None is left out."""
+        """Return `function(row)` for each row, without those for which it returns None."""
         return Mapped(self, function)
 
     def arrow(self) -> pyarrow.Table:
-        """All rows as a pyarrow table, each column of the type that fits PostgreSQL's exactly."""
+        """Return all rows as a pyarrow table, whose types hold those of PostgreSQL exactly."""
         from exporter.python_models import frames
 
         types = self.types
@@ -198,19 +192,19 @@ class Relation:
         return frames.arrow_table(types, self._session.stream(self.select(*exact).query))
 
     def pandas(self) -> pandas.DataFrame:
-        """All rows as a pandas frame with arrow's types, so that NULL and integers stay apart."""
+        """Return all rows as a pandas frame with Arrow's types: integers stay so beside NULL."""
         from exporter.python_models import frames
 
-        return frames.to_pandas(self.arrow())
+        return self.arrow().to_pandas(types_mapper=frames.library("pandas").ArrowDtype)
 
     def polars(self) -> polars.DataFrame:
-        """All rows as a polars frame."""
+        """Return all rows as a polars frame."""
         from exporter.python_models import frames
 
-        return frames.to_polars(self.arrow())
+        return frames.library("polars").from_arrow(self.arrow())
 
     def ibis(self) -> ibis.Table:
-        """An ibis table. An expression on it runs in the database when the model returns it."""
+        """Return an ibis table. An expression that a model returns on it runs in the database."""
         from exporter.python_models import frames
 
         name = f"dbt_relation_{len(self._session.named) + 1}"
@@ -218,7 +212,7 @@ class Relation:
         return frames.ibis_table(name, self.types)
 
     def key(self, row: Row) -> dict[str, Any]:
-        """What names the row in a message: its primary key, where the relation has one."""
+        """Return the row's primary key, for a message; empty where the relation has none."""
         if self._table is None:
             return {}
         found = self._session.fetch(
@@ -244,7 +238,7 @@ class This(Relation):
 
     @property
     def types(self) -> dict[str, str]:
-        """The PostgreSQL type of each column; a column of a result did not come from here."""
+        """The PostgreSQL type of each column; not remembered as those of a column that was read."""
         return dict(self._session.columns(self.query))
 
 
@@ -257,20 +251,19 @@ class RowError(Exception):
 
 
 class Mapped:
-    """The rows of a relation through a row function; a row that became None is left out."""
+    """The rows of a relation after a row function, without those that became None."""
 
     def __init__(self, relation: Relation, function: Callable[[Row], Row | None]) -> None:
         self._relation = relation
         self._function = function
 
     def __iter__(self) -> Iterator[Row]:
-        workers = self._relation.workers
+        workers = self._relation._session.workers
         if workers:
-            yield from self._by(workers)
+            yield from self._mapped_by(workers)
             return
         function = self._function
-        source: Iterator[Row] = iter(self._relation)
-        for number, row in enumerate(source, 1):
+        for number, row in enumerate(self._relation, 1):
             try:
                 changed = function(row)
             except Exception as error:
@@ -278,21 +271,20 @@ class Mapped:
             if changed is not None:
                 yield changed
 
-    def _by(self, workers: Workers) -> Iterator[Row]:
+    def _mapped_by(self, workers: Workers) -> Iterator[Row]:
         names, read = self._relation.columns, 0
-        lists = self._relation.stream()
+        lists = self._relation._session.stream(self._relation.query)
         for rows, changed, failure in workers.map(self._function, names, lists):
             yield from (row for row in changed if row is not None)
             if failure is not None:
                 number = len(changed)
                 row = dict(zip(names, rows[number]))  # noqa: B905 — of one length
-                raise RowError(row, read + number + 1, self._relation) from self._failed(
-                    row, failure
-                )
+                error = self._error_of(row, failure)
+                raise RowError(row, read + number + 1, self._relation) from error
             read += len(rows)
 
-    def _failed(self, row: Row, failure: str) -> Exception:
-        """The error of a row that failed elsewhere, with the lines of the model where it did."""
+    def _error_of(self, row: Row, failure: str) -> Exception:
+        """Return the error of a row that failed on a worker, with the lines of the model."""
         try:
             self._function(row)
         except Exception as error:  # noqa: BLE001 — whatever the user's function raises
@@ -300,7 +292,7 @@ class Mapped:
         return RuntimeError(f"only on a worker, not here: {failure}")
 
     def map(self, function: Callable[[Row], Row | None]) -> Mapped:
-        """One more row function behind this one."""
+        """Add a row function, which gets what this one returns."""
         first = self._function
 
         def both(row: Row) -> Row | None:

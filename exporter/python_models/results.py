@@ -1,4 +1,4 @@
-"""What a model returned, as a query: its own, or one of the rows that were staged."""
+"""Turns what a model returned into a query: its own, or one that reads the staged rows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def query_of(
     """Return the query that gives a model's result.
 
     A relation or an ibis expression is a query already, and no row leaves the database. Frames and
-    rows are staged. `declared` are the types that the model's YAML names, `key` names the row in
-    an error. Raises ResultError, and whatever the model's own generator raises.
+    rows are staged. `declared` are the types in the model's YAML, `key` the columns that name a
+    row in an error. Raises ResultError, and whatever the model's own generator raises.
     """
     if isinstance(result, Relation):
         return result.query
@@ -55,7 +55,7 @@ def _rows(result: Any) -> Iterator[Any]:
 
 
 def _is(value: Any, library: str, name: str) -> bool:
-    # by name: whoever has not imported a library has no value of it, and need not import it here
+    # By name: where a library was not imported, no value is of it, and it need not be imported.
     return any(
         kind.__name__ == name and kind.__module__.partition(".")[0] == library
         for kind in type(value).__mro__
@@ -67,7 +67,7 @@ def _is_frame(value: Any) -> bool:
 
 
 def _peeked(items: Any) -> Any:
-    """The items; as one reader of record batches, where they are such."""
+    """Return the items, or one reader of record batches where they are such batches."""
     first: Any = next(items, None)
     items = chain([first] if first is not None else [], items)
     if not _is(first, "pyarrow", "RecordBatch"):

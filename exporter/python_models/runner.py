@@ -1,4 +1,4 @@
-"""One Python model: its code compiled and called, what it returns made a query."""
+"""Runs one Python model: compiles and calls its code, and turns its result into a query."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _log = AdapterLogger("Postgres")
 def run(adapter: Any, model: dict[str, Any], code: str) -> str:
     """Run a model's code on dbt's connection; return the query that gives its rows.
 
-    `model` is dbt's node, `code` what dbt compiled. Raises DbtRuntimeError with the model's own
-    traceback. What was staged for the query is a temporary table that goes with the transaction.
+    `model` is dbt's node, `code` what dbt compiled. The query may read a temporary table, which is
+    dropped with the transaction. Raises DbtRuntimeError with the model's own traceback.
     """
     connection = adapter.connections.get_thread_connection()
     if not connection.transaction_open:
@@ -57,13 +57,13 @@ def _workers(model: dict[str, Any], module: types.ModuleType) -> Workers | None:
     scheduler = (model["config"].get("meta") or {}).get("scheduler")
     if not scheduler:
         return None
-    from exporter.python_models.workers import Workers  # most models run here
+    from exporter.python_models.workers import Workers  # Dask: most models do not need it
 
     return Workers(scheduler, module)
 
 
 def _dbt(module: types.ModuleType, session: Session) -> Any:
-    """dbt's own object for a model, with relations where dbt-postgres has nothing."""
+    """Return dbt's own object for a model, whose `ref`, `source` and `this` give relations."""
 
     def load(name: str) -> Relation:
         return Relation(session, f"select * from {name}", name)
@@ -72,7 +72,7 @@ def _dbt(module: types.ModuleType, session: Session) -> Any:
     dbt.this = This(session, dbt.this)
 
     def new_rows(relation: Relation, column: str = "_exported_at") -> Relation:
-        """What the macro of this name says in SQL: rows that changed after the newest here."""
+        """Return the rows that changed after this model's newest one, as the macro does."""
         if not dbt.is_incremental:
             return relation
         newest = f"select coalesce(max({column}), '-infinity') from {dbt.this}"
@@ -100,7 +100,7 @@ def _key_names(model: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _module(adapter: Any, model: dict[str, Any]) -> Iterator[types.ModuleType]:
-    """An importable module for the model's code: dataclasses, for one, look theirs up."""
+    """Yield an importable module for the model's code: dataclasses, for one, look theirs up."""
     module = types.ModuleType(f"dbt_python_model_{model['name']}_{threading.get_ident()}")
     module.__file__ = str(Path(adapter.config.project_root) / model["original_file_path"])
     module.__dict__["print"] = _print
@@ -112,7 +112,7 @@ def _module(adapter: Any, model: dict[str, Any]) -> Iterator[types.ModuleType]:
 
 
 def _compiled(adapter: Any, model: dict[str, Any], code: str) -> types.CodeType:
-    """The code, with the file's own lines: dbt takes away the blank ones at its beginning."""
+    """Compile the code with the file's line numbers: dbt strips blank lines at its beginning."""
     path = model["original_file_path"]
     with contextlib.suppress(OSError):
         text = (Path(adapter.config.project_root) / path).read_text()
@@ -126,8 +126,10 @@ _THRESHOLD = gc.get_threshold()
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Rows are many small objects, and each collection walks dbt's whole manifest: a third of all
-    time went there."""
+    """Collect garbage rarely: rows are many objects, and each collection walks dbt's manifest.
+
+    A third of all time went there.
+    """
     gc.set_threshold(100_000, *_THRESHOLD[1:])
     try:
         yield
@@ -143,7 +145,7 @@ def _print(*values: object, sep: str | None = None, **_: object) -> None:
 
 
 class _ToDbt(logging.Handler):
-    """Hands a model's log records to dbt's log; those of other threads are not its own."""
+    """Passes a model's log records to dbt's log, without those of other models' threads."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -153,7 +155,7 @@ class _ToDbt(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread != self._thread or self._busy:
             return
-        self._busy = True  # dbt's log may write through this very handler
+        self._busy = True  # dbt's log may itself write through this handler
         try:
             say = {logging.INFO: _log.info, logging.WARNING: _log.warning}
             say.get(record.levelno, _log.error)(self.format(record))
@@ -177,7 +179,7 @@ def _logging() -> Iterator[None]:
 
 
 def _explained(error: Exception, model: dict[str, Any]) -> str:
-    """What went wrong: the model's own part of the traceback, and the row's key."""
+    """Return the error's text: the model's own part of the traceback, and the row's key."""
     path = model["original_file_path"]
     cause = error.__cause__ if isinstance(error, RowError) and error.__cause__ else error
     frames = traceback.extract_tb(cause.__traceback__)

@@ -1,8 +1,8 @@
-"""Rows of Python into a temporary table, batch by batch, in constant memory.
+"""Copies rows of Python into a temporary table, batch by batch, in constant memory.
 
-A column's type is that of the model's YAML, else of the column of the same name that was read,
-else of its values. Where only the values tell, the column is staged as text, and the query that is
-returned casts it: so a type may still be found, or become wider, in the last row.
+A column's type comes from the model's YAML, else from the column of the same name that was read,
+else from its values. In the last case the column is staged as text, and the query that is returned
+casts it: so even the last row may still give the type, or widen it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TABLE = "__dbt_python_rows"
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a result's types before its rows: by column, PostgreSQL's names.
+    """The PostgreSQL types that are known before the rows, by column.
 
-    `declared` in YAML, `origin` those of the columns that were read, `own` the table's that the
-    model adds to, `exact` a frame's.
+    `declared` in YAML, `origin` of the columns that were read, `own` of the model's table where
+    it is incremental, `exact` of a frame.
     """
 
     declared: dict[str, str]
@@ -42,7 +42,10 @@ class Known:
 
 @dataclass
 class Column:
-    """One column of the result. `kind`, its type, may be told by a value; `staged` stays."""
+    """One column of the result. `kind` is its type, `staged` that in the temporary table.
+
+    An `inferred` kind comes from values, and may become wider.
+    """
 
     name: str
     kind: str | None
@@ -52,21 +55,22 @@ class Column:
 
     @property
     def quoted(self) -> str:
-        """The name as an identifier of SQL."""
+        """The name as an identifier of SQL, in quotes."""
         return quoted(self.name)
 
     @property
     def selected(self) -> str:
-        """The column in the query that gives the result."""
+        """The column in the query that returns the result."""
         if self.staged == self.kind:
             return self.quoted
         return f"{self.quoted}::{self.kind} as {self.quoted}"
 
 
 def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -> str:
-    """Put rows, dicts that is, into a temporary table; return the query that gives them.
+    """Put rows (dicts) into a temporary table; return the query that reads them.
 
-    Raises ResultError: what no table can hold is named by column, number and `key` of its row.
+    Raises ResultError; for a value that a column cannot hold, it names the column, and the number
+    and the `key` of its row.
     """
     session.execute(f"drop table if exists pg_temp.{TABLE}")
     columns: list[Column] = []
@@ -75,13 +79,13 @@ def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -
     try:
         for batch in _batches(rows):
             found = _values(batch, columns, known, read)
-            _decide(columns, found, known, read)
+            _infer_types(columns, found, known, read)
             if not read:
                 _create(session, columns)
             copying.begin(columns, found, _Rows(batch, read, key))
             read += len(batch)
     finally:
-        copying.end()  # first of all: after a COPY that failed, everything fails
+        copying.end()  # whatever happened: if a COPY failed, its error is the one to raise
     if not read:
         known_names = known.exact or known.own or known.declared
         if not known_names:
@@ -98,7 +102,7 @@ def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -
 
 
 def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    kept = (row for row in rows if row is not None)  # what a row function leaves out
+    kept = (row for row in rows if row is not None)  # None: a row function left the row out
     while batch := list(islice(kept, BATCH)):
         yield batch
 
@@ -106,7 +110,7 @@ def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
 def _values(
     batch: list[Any], columns: list[Column], known: Known, read: int
 ) -> list[tuple[Any, ...]]:
-    """The rows' values in the order of `columns`, which the first batch fills."""
+    """Return the rows' values in the order of `columns`, which the first batch fills."""
     for kind in set(map(type, batch)):
         if not issubclass(kind, Mapping):
             number = next(n for n, row in enumerate(batch) if type(row) is kind) + read + 1
@@ -138,7 +142,7 @@ def _column(name: str, known: Known) -> Column:
     fixed = known.declared.get(name) or known.exact.get(name)
     if fixed is None:
         return Column(name, None)
-    # a frame's text column of jsonb is JSON already
+    # A frame's column of jsonb holds JSON as text already.
     encoder = values.TEXT if name in known.exact else values.encoders(fixed)
     return Column(name, fixed, fixed, encoder=encoder)
 
@@ -153,8 +157,10 @@ def _known_type(name: str, known: Known) -> str:
     return found
 
 
-def _decide(columns: list[Column], rows: list[tuple[Any, ...]], known: Known, read: int) -> None:
-    """Find the types that values tell: of a column's first value, then wider ones."""
+def _infer_types(
+    columns: list[Column], rows: list[tuple[Any, ...]], known: Known, read: int
+) -> None:
+    """Infer types from values: from a column's first one, then wider ones."""
     for place, column in enumerate(columns):
         if column.kind is not None and not column.inferred:
             continue
@@ -182,7 +188,7 @@ def _types(present: list[Any], name: str) -> set[str]:
     found = set()
     try:
         for kind in set(map(type, present)):
-            if issubclass(kind, (int, datetime, Enum)):  # the value itself tells
+            if issubclass(kind, (int, datetime, Enum)):  # the type depends on the value
                 found |= {values.type_of(value) for value in present if type(value) is kind}
             else:
                 found.add(values.type_of(next(v for v in present if type(v) is kind)))
@@ -206,21 +212,21 @@ def _create(session: Session, columns: Sequence[Column]) -> None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a batch, for the errors."""
+    """The rows of a batch, for error messages."""
 
     rows: list[Any]
     read: int
     key: list[str]
 
     def name(self, place: int) -> str:
-        """`row 17, id = 4`: the row at a place of the batch."""
+        """Return `row 17, id = 4` for the row at a place of the batch."""
         row = self.rows[place]
         named = "".join(f", {name} = {row[name]!r}" for name in self.key if name in row)
         return f"row {self.read + place + 1}{named}"
 
 
 class _Copying:
-    """One COPY at a time, which the server does while the next batch is made."""
+    """One COPY at a time; the server works on it while the next batch is encoded."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -248,7 +254,7 @@ class _Copying:
 
 
 def _encoded(column: Column, present: tuple[Any, ...], rows: _Rows) -> Sequence[str]:
-    """The values of a column as COPY's text."""
+    """Return the values of a column as COPY's text. Raises ResultError."""
     kinds = set(map(type, present))
     encoder = column.encoder
     try:
@@ -274,7 +280,7 @@ _LINE = re.compile(r"line (\d+)(?:, column (.+?)(?::|$))?")
 
 
 def _refused(error: psycopg2.Error, rows: _Rows) -> str:
-    """PostgreSQL's refusal without the value that it quotes, and with the row's key."""
+    """Return PostgreSQL's message without the value that it quotes, and with the row's key."""
     what = re.sub(r':? ".*"', "", error.diag.message_primary or str(error), flags=re.DOTALL)
     where = _LINE.search(error.diag.context or "")
     if where is None:

@@ -1,10 +1,10 @@
-"""Values between PostgreSQL's text and Python, exactly both ways.
+"""PostgreSQL's text of a value to Python's value and back, exactly in both directions.
 
-What Python has no exact value for arrives as PostgreSQL's own text and goes back as such: an
-interval with months, a timestamp before Christ or after the year 9999, a range, a network.
-`infinity` of a date or timestamp compares as the type's `max`, `-infinity` as its `min`. What is
-not kept: an array's lower bound that is not 1, an interval's hours beyond 24 (they become days,
-which PostgreSQL calls equal), and the zeros at the end of a number within jsonb.
+Where Python has no exact value, PostgreSQL's own text stands for it in both directions: an interval
+with months, a timestamp before Christ or after the year 9999, a range, a network. `infinity` of a
+date or timestamp compares as the type's `max`, `-infinity` as its `min`. Three things are lost: an
+array's lower bound that is not 1, an interval's hours beyond 24 (they become days, which PostgreSQL
+takes for equal), and the zeros at the end of a number within jsonb.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _UUID = {2950: 2951}
 
 
 class ResultError(Exception):
-    """A result that cannot become a table; str() says why, and what to write instead."""
+    """A model's result cannot become a table; str() says why, and what to write instead."""
 
 
 def quoted(name: str) -> str:
@@ -55,10 +55,10 @@ def register(cursor: Any) -> None:
         (_BYTEA, _bytes),
         (_UUID, lambda text, cursor: text and UUID(text)),
     ):
-        one = extensions.new_type(tuple(oids), "exact", caster)
-        many = extensions.new_array_type(tuple(oids.values()), "exact[]", one)
-        extensions.register_type(one, cursor)
-        extensions.register_type(many, cursor)
+        scalar = extensions.new_type(tuple(oids), "exact", caster)
+        array = extensions.new_array_type(tuple(oids.values()), "exact[]", scalar)
+        extensions.register_type(scalar, cursor)
+        extensions.register_type(array, cursor)
 
 
 class InfiniteDate(date):
@@ -66,7 +66,7 @@ class InfiniteDate(date):
 
 
 class InfiniteTimestamp(datetime):
-    """The same of a timestamp."""
+    """The same for a timestamp."""
 
 
 def _timestamp_at(limit: datetime, zone: timezone | None) -> InfiniteTimestamp:
@@ -120,7 +120,7 @@ class JsonNull:
         return "JSON_NULL"
 
     def __reduce__(self) -> str:
-        return "JSON_NULL"  # the one object, on a worker, too
+        return "JSON_NULL"  # unpickled on a worker, it is this very object again
 
 
 JSON_NULL = JsonNull()
@@ -147,7 +147,7 @@ def _from_json(text: str | None, cursor: Any) -> Any:
 
 
 class UnfitError(Exception):
-    """A value that has no place in a column; str() says what it is, and not the value."""
+    """A value that a column cannot hold; str() names its kind, never the value."""
 
 
 _SPECIAL = re.compile(r"[\\\t\n\r\x00]")
@@ -167,7 +167,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def texts(many: Sequence[str | None]) -> Sequence[str]:
-    """Many strings as COPY's text: one search for all, for few hold anything to escape."""
+    """Return strings as COPY's text. One search covers all, as few hold anything to escape."""
     plain = ["" if value is None else value for value in many]
     if _SPECIAL.search("\x1f".join(plain)):
         return ["\\N" if value is None else _text(value) for value in many]
@@ -212,7 +212,7 @@ def _array_literal(value: Iterable[Any], *, json: bool = False) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value's text before COPY's escapes."""
+    """Return a value's text before COPY's escapes."""
     if isinstance(value, str):
         return value
     return (
@@ -246,7 +246,7 @@ _ENCODER = json.JSONEncoder(
 
 
 def to_json(value: Any) -> str:
-    """The JSON of a value, Decimals to the last digit; raises UnfitError."""
+    """Return the JSON of a value, with every digit of a Decimal. Raises UnfitError."""
     return _checked_json(_json(value))
 
 
@@ -264,7 +264,7 @@ def _checked_json(text: str) -> str:
 
 
 def json_texts(many: Sequence[Any]) -> Sequence[str | None]:
-    """The JSON of many values, not yet escaped for COPY; NULL stays None. Raises UnfitError."""
+    """Return the JSON of values, not yet escaped for COPY; None stays None. Raises UnfitError."""
     found = [None if value is None else _json(value) for value in many]
     everything = "".join(text for text in found if text is not None)
     if "\\u0000" in everything or "\ue000" in everything:
@@ -273,7 +273,7 @@ def json_texts(many: Sequence[Any]) -> Sequence[str | None]:
 
 
 class _Encoders(dict[type, Callable[[Any], str]]):
-    """An encoder by type; a subclass has that of the nearest class it comes from."""
+    """Encoders by type; a subclass gets that of its nearest parent. Raises UnfitError."""
 
     def __missing__(self, kind: type) -> Callable[[Any], str]:
         for parent in kind.__mro__:
@@ -320,7 +320,7 @@ JSON = _JsonEncoders({type(None): TEXT[type(None)]})
 
 
 def encoders(type_name: str) -> _Encoders:
-    """What encodes the values of a column of this PostgreSQL type."""
+    """Return the encoders of a column's values, by their types, for a PostgreSQL type."""
     if type_name in ("json[]", "jsonb[]"):
         return _Encoders({**TEXT, list: _json_array, tuple: _json_array})
     return JSON if type_name in ("json", "jsonb") else TEXT
@@ -328,7 +328,7 @@ def encoders(type_name: str) -> _Encoders:
 
 # --- the type of a column that only its values tell -------------------------------------------
 
-_TYPES: list[tuple[type, str]] = [
+_TYPES: list[tuple[Any, str]] = [  # a class or several → PostgreSQL's type
     (bool, "boolean"),
     (int, "bigint"),
     (float, "double precision"),
@@ -339,18 +339,14 @@ _TYPES: list[tuple[type, str]] = [
     (time, "time"),
     (timedelta, "interval"),
     (UUID, "uuid"),
-    (bytes, "bytea"),
-    (bytearray, "bytea"),
-    (memoryview, "bytea"),
-    (Mapping, "jsonb"),
-    (list, "jsonb"),
-    (tuple, "jsonb"),
+    ((bytes, bytearray, memoryview), "bytea"),
+    ((Mapping, list, tuple), "jsonb"),
 ]
 _WIDER = {("bigint", "numeric"), ("bigint", "double precision")}
 
 
 def type_of(value: Any) -> str:
-    """The PostgreSQL type for a value; raises UnfitError where there is none."""
+    """Return the PostgreSQL type for a value. Raises UnfitError where there is none."""
     if isinstance(value, Enum):
         return type_of(value.value)
     found = next((name for kind, name in _TYPES if isinstance(value, kind)), None)
@@ -364,7 +360,7 @@ def type_of(value: Any) -> str:
 
 
 def common_type(one: str | None, other: str) -> str | None:
-    """The type that holds values of both, None where they do not mix."""
+    """Return the type that holds the values of both; None where there is none."""
     if one is None or one == other or (one, other) in _WIDER:
         return other
     return one if (other, one) in _WIDER else None
@@ -394,7 +390,7 @@ _ISO = re.compile(r"\d{4,}-\d\d-\d\d|\d\d:\d\d:\d\d")
 
 
 def fits(value: Any, type_name: str) -> bool:
-    """Whether a value looks as if it came from a column of this type, still in its form."""
+    """Whether a value looks as if it came unchanged from a column of this type."""
     if type_name in ("json", "jsonb"):
         return isinstance(value, (Mapping, list, JsonNull))
     if type_name.endswith("[]"):
@@ -402,6 +398,6 @@ def fits(value: Any, type_name: str) -> bool:
     name = re.sub(r"\(.*?\)", "", type_name)  # `timestamp(3) without time zone`
     family = _FAMILIES.get(name, {"text"})
     if isinstance(value, str) and "text" not in family:
-        # what Python has no value for, such as a year before Christ; ISO's order is unambiguous
+        # Text where Python has no value, such as a year before Christ; ISO's is unambiguous.
         return family <= _MOMENTS and _ISO.match(value) is not None
     return type_of(value) in family

@@ -1,7 +1,7 @@
-"""A row function on the workers of a Dask cluster, where a model's `meta.scheduler` names one.
+"""Runs a row function on the workers of a Dask cluster that a model's `meta.scheduler` names.
 
-The rows themselves pass through here: what a model reads and writes is in dbt's own transaction,
-which no other session can see.
+The rows pass through this process: a model reads and writes in dbt's own transaction, which no
+other session can see.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rows = list[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Workers:
-    """Where row functions run; `module` is the model's, which no worker can import."""
+    """The cluster's workers; `module` is the model's, which no worker can import."""
 
     scheduler: str
     module: types.ModuleType
@@ -29,9 +29,9 @@ class Workers:
     def map(
         self, function: Callable[[dict[str, Any]], Any], names: list[str], lists: Iterable[Rows]
     ) -> Iterator[tuple[Rows, list[Any], str | None]]:
-        """Yield each list of rows, what became of them, and what went wrong with the next one.
+        """Yield each list of rows, their results, and why the row after those failed, if it did.
 
-        In order, with some lists in flight. Raises ClusterError.
+        In order; some lists are in flight. Raises ClusterError.
         """
         with connect_to(self.scheduler) as client:
             sent = _pickled(function, self.module)
@@ -61,7 +61,7 @@ def _pickled(function: Callable[..., Any], module: types.ModuleType) -> bytes:
 
 
 def apply(sent: bytes, names: list[str], rows: Rows) -> tuple[list[Any], str | None]:
-    """On a worker: what became of the rows, up to one that the function failed at, and why."""
+    """Run on a worker: return the results up to a row at which the function fails, and why."""
     function = _function(sent)
     done: list[Any] = []
     for row in rows:

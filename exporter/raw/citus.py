@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from exporter.config.definition import Definition
-from exporter.wire.connection import Connection
+from exporter.config import Destination
+from exporter.wire import Connection
 
 
 def is_here(destination: Connection) -> bool:
@@ -14,18 +14,18 @@ def is_here(destination: Connection) -> bool:
     return row is not None
 
 
-def has(destination: Connection, definition: Definition) -> bool:
+def has(destination: Connection, target: Destination) -> bool:
     """Whether the raw table, which is there, is one of Citus: distributed or a reference table."""
     row = destination.execute(
         "select from pg_dist_partition where logicalrelid = to_regclass(%s)",
-        (definition.destination.name.as_string(destination),),
+        (target.name.as_string(destination),),
     ).fetchone()
     return row is not None
 
 
-def distribution(definition: Definition) -> sql.Composed:
+def distribution(target: Destination) -> sql.Composed:
     """Return the statement that spreads an empty raw table over the nodes."""
-    name = definition.destination.name.as_string(None)
+    name = target.name.as_string(None)
     return sql.SQL("select create_distributed_table({}, {})").format(
-        sql.Literal(name), sql.Literal(definition.destination.distribution_column)
+        sql.Literal(name), sql.Literal(target.distribution_column)
     )

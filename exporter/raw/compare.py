@@ -21,8 +21,7 @@ from typing import NamedTuple
 from psycopg import sql
 
 from exporter.raw.sides import BUCKETS, COMMA, FALSE, TRUE, Comparison, Side, names
-from exporter.wire.connection import Connection, cancel
-from exporter.wire.copy import ReadAhead, copy_out, pour
+from exporter.wire import Connection, ReadAhead, cancel, copy_out, pour
 
 TOLD = 100  # rows of each kind that are named
 KINDS = ("missing", "extra", "different", "in flight")
@@ -206,7 +205,7 @@ def name(source: Connection, destination: Connection, comparison: Comparison) ->
     columns = [one.name for one in comparison.raw.columns]
     changed = [row[1:] for row in rows if row[0] == "different"]
     hashes: list[dict[tuple[str, ...], list[int]]] = [{}, {}]
-    if changed and comparison.definition.destination.conflict_columns:
+    if changed and comparison.target.conflict_columns:
         hashes = [
             _hashes(source, comparison.source, changed),
             _hashes(destination, comparison.raw, changed),

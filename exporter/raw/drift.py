@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config import Destination
 from exporter.errors import DriftError
-from exporter.source.catalog import Column
+from exporter.source import Column
 
 _ORDER = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
 _SIZED = {"numeric", "character varying", "bit varying", "interval"}
@@ -40,7 +40,7 @@ class Drift(NamedTuple):
 
 
 def plan(
-    definition: Definition,
+    target: Destination,
     columns: Sequence[Column],
     at_source: Sequence[str],
     existing: dict[str, str],
@@ -58,9 +58,9 @@ def plan(
         present = existing.get(column.name)
         before = known.get(column.name)
         if present is None:
-            changes.append(_add(definition, column))
+            changes.append(_add(target, column))
         elif before is not None and before != column.base and not holds(present, column.raw_type):
-            changes.append(_widen(definition, column, present, str(before)))
+            changes.append(_widen(target, column, present, str(before)))
     names = {column.name for column in columns}
     gone, told = [], []
     for name, before in known.items():
@@ -69,7 +69,7 @@ def plan(
         kept = existing[name]
         gone.append(Column(name, kept, kept, kept, False, False, expression="null"))
         if before is not None:
-            told.append(_dropped(definition, name))
+            told.append(_dropped(target, name))
     return Drift(
         tuple(changes),
         tuple(gone),
@@ -78,52 +78,52 @@ def plan(
     )
 
 
-def _add(definition: Definition, column: Column) -> Change:
-    name = str(definition.destination)
-    statement = _alter(definition, "add column {name} {type}", column.name, column.raw_type)
-    if definition.destination.evolution == "freeze":
-        raise _frozen(definition, f"{name} has no column {column.name}", statement)
+def _add(target: Destination, column: Column) -> Change:
+    name = str(target)
+    statement = _alter(target, "add column {name} {type}", column.name, column.raw_type)
+    if target.evolution == "freeze":
+        raise _frozen(target, f"{name} has no column {column.name}", statement)
     return Change(
         statement,
         f"new column {column.name} {column.raw_type}: rows that landed before have NULL in it;"
-        f" exporter load {definition.key} --full-refresh fills them",
+        f" exporter load {target.key} --full-refresh fills them",
         column.name,
     )
 
 
-def _widen(definition: Definition, column: Column, present: str, before: str) -> Change:
+def _widen(target: Destination, column: Column, present: str, before: str) -> Change:
     kind = column.raw_type
     what = (
         f"column {column.name} was {before} at the source and is {column.base} now,"
-        f" {definition.destination} has {present}"
+        f" {target} has {present}"
     )
     action = "alter column {name} type {type}"
     if not widens(present, kind):  # PostgreSQL would write the table anew, or a value be lost
-        using = _alter(definition, action + " using {name}::{type}", column.name, kind)
-        raise DriftError(f"{definition.key}: {what}", hint=using.as_string(None))
-    statement = _alter(definition, action, column.name, kind)
-    if definition.destination.evolution == "freeze":
-        raise _frozen(definition, what, statement)
+        using = _alter(target, action + " using {name}::{type}", column.name, kind)
+        raise DriftError(f"{target.key}: {what}", hint=using.as_string(None))
+    statement = _alter(target, action, column.name, kind)
+    if target.evolution == "freeze":
+        raise _frozen(target, what, statement)
     said = f"column {column.name} widened from {present} to {kind}"
     return Change(statement, said, column.name)
 
 
-def _dropped(definition: Definition, name: str) -> str:
-    if definition.destination.evolution == "freeze":
-        statement = _alter(definition, "drop column {name}", name)
-        raise _frozen(definition, f"the source has no column {name} any more", statement)
+def _dropped(target: Destination, name: str) -> str:
+    if target.evolution == "freeze":
+        statement = _alter(target, "drop column {name}", name)
+        raise _frozen(target, f"the source has no column {name} any more", statement)
     return f"the source has no column {name} any more: raw keeps it, and has NULL in it from now on"
 
 
-def _frozen(definition: Definition, what: str, statement: sql.Composed) -> DriftError:
+def _frozen(target: Destination, what: str, statement: sql.Composed) -> DriftError:
     return DriftError(
-        f"{definition.key}: {what}, and exporter.schema is freeze",
+        f"{target.key}: {what}, and exporter.schema is freeze",
         hint=statement.as_string(None),
     )
 
 
-def _alter(definition: Definition, action: str, column: str, kind: str = "") -> sql.Composed:
-    table = definition.destination.name
+def _alter(target: Destination, action: str, column: str, kind: str = "") -> sql.Composed:
+    table = target.name
     return sql.SQL("alter table {} ").format(table) + sql.SQL(action).format(
         name=sql.Identifier(column), type=sql.SQL(kind)
     )

@@ -14,13 +14,13 @@ from urllib.parse import quote, urlencode
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.config.environment import url
 from exporter.errors import ExporterError, UsageError
 from exporter.raw.table import creation
-from exporter.source.catalog import find_table, landed_columns
-from exporter.state.position import SCHEMA
-from exporter.wire.connection import connect
+from exporter.source import find_table
+from exporter.state import SCHEMA
+from exporter.wire import connect
 
 FOLDER = "db/migrations"
 TABLE = f"{SCHEMA}.schema_migrations"
@@ -56,8 +56,8 @@ def new(root: Path, name: str, definition: Definition) -> Path:
     if not re.fullmatch(r"\w+", name):
         raise UsageError(f"{name} is not a name for a migration", hint="letters, digits and _")
     with connect("DATABASE_URL_CORE") as source, connect("DATABASE_URL_ANALYTICS") as destination:
-        columns = landed_columns(definition, find_table(source, definition, destination))
-        create = creation(definition, columns, key=True).as_string(destination)
+        columns = find_table(source, definition.source, destination).landed
+        create = creation(definition.destination, columns, key=True).as_string(destination)
     table = definition.destination.name.as_string(None)
     schema = sql.Identifier(definition.destination.schema).as_string(None)
     folder = root / FOLDER

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config import Destination
 from exporter.errors import DriftError
 from exporter.raw.table import DELETED, STAMP
-from exporter.source.catalog import Column, Table, landed_columns, relation_columns
-from exporter.wire.connection import Connection
+from exporter.source import Column, Table
+from exporter.source.catalog import relation_columns
+from exporter.wire import Connection, find_operators
 
 BUCKETS = 65_536
 TRUE, FALSE = sql.SQL("true"), sql.SQL("false")
@@ -89,7 +90,7 @@ class Side(NamedTuple):
 class Comparison(NamedTuple):
     """The two sides. ``missing`` are columns that raw does not have yet."""
 
-    definition: Definition
+    target: Destination
     table: Table
     source: Side
     raw: Side
@@ -105,42 +106,42 @@ def names(keys: Sequence[Value]) -> list[sql.Identifier]:
 def comparison(
     source: Connection,
     destination: Connection,
-    definition: Definition,
+    target: Destination,
     table: Table,
     *,
     keys_only: bool = False,
 ) -> Comparison:
     """Return what is to be compared: the columns that land, as raw has them. Raises DriftError."""
-    existing = relation_columns(
-        destination, definition.destination.schema, definition.destination.table
-    )
+    declared = table.declared
+    existing = relation_columns(destination, target.schema, target.table)
     if existing is None:
         raise DriftError(
-            f"{definition.key}: there is no table {definition.destination} yet",
-            hint=f"exporter load {definition.key}",
+            f"{target.key}: there is no table {target} yet",
+            hint=f"exporter load {target.key}",
         )
-    landed = landed_columns(definition, table)
+    landed = table.landed
     pairs = {
         column.name: _pair(source, column, existing[column.name])
         for column in landed
         if column.name in existing
     }
-    for name in definition.destination.conflict_columns:
+    for connection, place in ((source, 0), (destination, 1)):
+        find_operators(
+            connection, [pairs[n][place].type for n in target.conflict_columns if n in pairs]
+        )
+    for name in target.conflict_columns:
         if name not in pairs:
             raise DriftError(
-                f"{definition.key}: {definition.destination} has no column {name},"
-                " which is one of conflict_columns",
-                hint=f"exporter load {definition.key}",
+                f"{target.key}: {target} has no column {name}, which is one of conflict_columns",
+                hint=f"exporter load {target.key}",
             )
-    named = definition.destination.conflict_columns or tuple(
-        name
-        for name in (definition.source.cursor.field, definition.source.cursor.id_field)
-        if name in pairs
+    named = target.conflict_columns or tuple(
+        name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs
     )
-    unique = frozenset(definition.destination.conflict_columns)
+    unique = frozenset(target.conflict_columns)
     order: list[str | None] = []
     if unique and not any(key <= unique for key in table.unique_keys):
-        order = [definition.source.cursor.field, definition.source.cursor.id_field]
+        order = [declared.cursor.field, declared.cursor.id_field]
     encodings = {one.info.parameter_status("server_encoding") for one in (source, destination)}
     convert = len(encodings) > 1
 
@@ -160,18 +161,18 @@ def comparison(
 
     ours: sql.Composable = TRUE
     theirs: sql.Composable = TRUE
-    if definition.source.cursor.nulls == "skip":
-        ours = sql.SQL("{} is not null").format(sql.Identifier(definition.source.cursor.field))
-    if definition.destination.deletes == "mark" and DELETED in existing:
+    if declared.cursor.nulls == "skip":
+        ours = sql.SQL("{} is not null").format(sql.Identifier(declared.cursor.field))
+    if target.deletes == "mark" and DELETED in existing:
         theirs = sql.SQL("{} is null").format(sql.Identifier(DELETED))
     missing = tuple(column.name for column in landed if column.name not in existing)
     return Comparison(
-        definition,
+        target,
         table,
-        side(0, definition.source.name, ours, order),
+        side(0, declared.name, ours, order),
         side(
             1,
-            definition.destination.name,
+            target.name,
             theirs,
             (),
         ),

@@ -1,5 +1,5 @@
-"""Files written for the dbt project: a table's definition and staging model, and its lineage.
+"""Files for the dbt project: a table's definition and staging model, and its lineage in dbt docs.
 
-The source's catalog and a person's answers come in; YAML and SQL, or entries of dbt's manifest, go
-out.
+The catalog of the source and a person's answers come in; YAML and SQL files, and entries of dbt's
+manifest and catalog, go out.
 """

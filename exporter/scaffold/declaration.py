@@ -1,4 +1,4 @@
-"""A new definition: from what the core database's catalog tells to the two files of a table."""
+"""A new definition: decides how a table is landed, and writes its YAML and staging model."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from exporter.config import project
-from exporter.config.definition import Definition, snake_case
+from exporter.config import Definition, project
+from exporter.config.definition import snake_case
 from exporter.errors import UsageError, nearest
+from exporter.raw import STAMP
 from exporter.raw.migrations import TABLE as MIGRATIONS
-from exporter.raw.table import STAMP
 from exporter.scaffold import survey
 from exporter.scaffold.survey import Relation
-from exporter.source.catalog import Column
-from exporter.state.position import SCHEMA
+from exporter.source import Column
+from exporter.state import SCHEMA
 from exporter.terminal import text
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
-# What SCHEMA holds already.
+# Tables that are in SCHEMA already.
 _TAKEN = {"_exporter_state", "_exporter_runs", MIGRATIONS.partition(".")[2]}
 
-# Gets a question, what may be answered, and the flag that would have answered it.
+# Asks a question; gets its text, the possible answers, and the option that would have answered it.
 Ask = Callable[[str, Sequence[str], str], str]
 
 
 class Wishes(NamedTuple):
-    """What the command line says already."""
+    """What the options of the command line decide."""
 
     key: str | None = None
     name: str | None = None
@@ -40,7 +40,7 @@ class Wishes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a table is to be landed. ``limits`` are what a person should know of it."""
+    """How a table is to be landed. ``limits`` are sentences about what it does not cover."""
 
     relation: Relation
     key: str
@@ -58,17 +58,15 @@ class Plan(NamedTuple):
 
 
 def decide(
-    source: Connection,
-    relation: Relation,
-    declared: list[Definition],
-    wishes: Wishes,
-    ask: Ask,
+    source: Connection, relation: Relation, declared: list[Definition], wishes: Wishes, ask: Ask
 ) -> Plan:
-    """Settle how a table is landed, asking what the catalog does not tell. Raises UsageError."""
-    for one in declared:
-        if (one.source.schema, one.source.table) == (relation.schema, relation.name):
+    """Decide how a table is landed; ask for what its catalog does not tell. Raises UsageError."""
+    for definition in declared:
+        read = definition.source
+        if (read.schema, read.table) == (relation.schema, relation.name):
             raise UsageError(
-                f"{relation} is declared already, in {one.where}", hint=f"exporter load {one.key}"
+                f"{relation} is declared already, in {definition.where}",
+                hint=f"exporter load {definition.key}",
             )
     cursor = _cursor(relation, wishes, ask)
     changes = survey.grows_with_changes(relation, cursor)
@@ -81,16 +79,8 @@ def decide(
     if id_field is None and len(conflict) == 1 and not alone and conflict != (cursor,):
         id_field = conflict[0]
     key, name = _names(relation, declared, wishes)
-    return Plan(
-        relation,
-        key,
-        name,
-        cursor,
-        id_field,
-        conflict,
-        nulls,
-        tuple(_limits(key, cursor, changes, conflict, nulls)),
-    )
+    limits = tuple(_limits(key, cursor, changes, conflict, nulls))
+    return Plan(relation, key, name, cursor, id_field, conflict, nulls, limits)
 
 
 def _cursor(relation: Relation, wishes: Wishes, ask: Ask) -> str:
@@ -111,8 +101,8 @@ def _cursor(relation: Relation, wishes: Wishes, ask: Ask) -> str:
             f"{relation} has no timestamp, date or integer that could tell new rows from old ones",
             hint="give it a column that the database sets with every change, updated_at, say",
         )
-    asked = f"{relation}: which column grows with every change of a row?"
-    answer = ask(asked, found.names, "--cursor COLUMN")
+    question = f"{relation}: which column grows with every change of a row?"
+    answer = ask(question, found.names, "--cursor COLUMN")
     return _known(relation, answer, "--cursor") or answer
 
 
@@ -126,8 +116,8 @@ def _conflict_columns(
     if wishes.conflict_columns or relation.key or not changes:
         return wishes.conflict_columns or relation.key
     names = [column.name for column in relation.columns]
-    asked = f"{relation}: which columns tell its rows apart?"
-    answer = ask(asked, names, "--conflict-columns A,B, or --append for a log of versions,")
+    question = f"{relation}: which columns tell its rows apart?"
+    answer = ask(question, names, "--conflict-columns A,B, or --append for a log of versions,")
     return tuple(name.strip() for name in answer.split(","))
 
 
@@ -139,19 +129,18 @@ def _known(relation: Relation, name: str | None, flag: str) -> str | None:
 
 
 def _names(relation: Relation, declared: list[Definition], wishes: Wishes) -> tuple[str, str]:
-    """Return the definition's key and the raw table's name, each new."""
-    keys = {one.key for one in declared}
-    tables = _TAKEN | {
-        one.destination.table for one in declared if one.destination.schema == SCHEMA
-    }
+    """Return the definition's key and the raw table's name; neither is taken."""
+    keys = {definition.key for definition in declared}
+    destinations = [definition.destination for definition in declared]
+    tables = _TAKEN | {raw.table for raw in destinations if raw.schema == SCHEMA}
     key = relation.name if relation.name not in keys else f"{relation.schema}.{relation.name}"
     name = snake_case(relation.name)
     if name in tables or not name:
         name = snake_case(f"{relation.schema} {relation.name}")
     key, name = wishes.key or key, wishes.name or name
-    for flag, one, taken in (("--key", key, keys), ("--name", name, tables)):
-        if one in taken:
-            raise UsageError(f"{one} is taken", hint=f"{flag} gives {relation} another one")
+    for flag, chosen, taken in (("--key", key, keys), ("--name", name, tables)):
+        if chosen in taken:
+            raise UsageError(f"{chosen} is taken", hint=f"{flag} gives {relation} another one")
     if not re.fullmatch(r"\w+", name):
         raise UsageError(f"--name {name} is no name for a model", hint="letters, digits and _")
     return key, name
@@ -182,23 +171,18 @@ def _limits(
 
 def write(root: Path, source: Connection, plan: Plan) -> list[Path]:
     """Write the YAML and the staging model; return them. Raises UsageError, having written none."""
-    config = project.read(root / "dbt_project.yml")
-    models = root / (config.get("model-paths") or ["models"])[0]
-    taken = [
-        file
-        for folder in config.get("model-paths") or ["models"]
-        for file in (root / folder).rglob(f"{plan.model}.*")
-        if file.suffix in (".sql", ".py", ".yml", ".yaml")
-    ]
-    if taken:
-        raise UsageError(
-            f"{taken[0].relative_to(root)} is there already, and is left alone",
-            hint="--name gives the table another name",
-        )
+    folders = project.model_paths(root, project.read(root / "dbt_project.yml"))
+    for file in (file for folder in folders for file in folder.rglob(f"{plan.model}.*")):
+        if file.suffix in (".sql", ".py", ".yml", ".yaml"):
+            raise UsageError(
+                f"{file.relative_to(root)} is there already, and is left alone",
+                hint="--name gives the table another name",
+            )
     quoted = _quoted(source, plan)
+    staging = folders[0] / "staging"
     contents = {
-        models / "staging" / f"{plan.model}.yml": declaration(plan, quoted),
-        models / "staging" / f"{plan.model}.sql": staging_model(plan, quoted),
+        staging / f"{plan.model}.yml": declaration(plan, quoted),
+        staging / f"{plan.model}.sql": staging_model(plan, quoted),
     }
     for file, content in contents.items():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -210,8 +194,8 @@ def write(root: Path, source: Connection, plan: Plan) -> list[Path]:
 def declaration(plan: Plan, quoted: dict[str, str]) -> str:
     """Return the YAML: the source's table with its definition, and the staging model's columns.
 
-    dbt takes the tables of a source from as many files as there are. ``quoted`` are columns' names
-    as SQL writes them.
+    dbt merges the tables of one source from many files. ``quoted`` gives the columns' names as SQL
+    writes them.
     """
     relation = plan.relation
     cursor: dict[str, Any] = {"field": plan.cursor}
@@ -225,13 +209,13 @@ def declaration(plan: Plan, quoted: dict[str, str]) -> str:
     }
     if plan.conflict_columns:
         exporter["conflict_columns"] = list(plan.conflict_columns)
-    about = _text(relation.comment) or f"`{relation}` of the core database."
-    told = [_column(plan, column, column.name, quoted) for column in relation.columns]
+    about = _comment(relation.comment) or f"`{relation}` of the core database."
+    entries = [_column(plan, column, column.name, quoted) for column in relation.columns]
     table = {
         "name": plan.name,
         "description": about,
         "config": {"meta": {"exporter": exporter}},
-        "columns": [one for one in told if one["description"] or len(one) > len(_PLAIN)],
+        "columns": [entry for entry in entries if entry["description"] or "quote" in entry],
     }
     source = {
         "name": SCHEMA,
@@ -248,26 +232,23 @@ def declaration(plan: Plan, quoted: dict[str, str]) -> str:
     model = {"name": plan.model, "description": about, "columns": columns}
     head = [f"Written by `exporter new`, from what the core database tells of {relation}."]
     head += [f"Limit: {limit}." for limit in plan.limits]
-    lines = [f"# {line}" for one in head for line in text.wrapped(one, 98, "", "  ")]
+    lines = [f"# {line}" for sentence in head for line in text.wrapped(sentence, 98, "", "  ")]
     parts: list[dict[str, Any]] = [{"version": 2}, {"sources": [source]}, {"models": [model]}]
     return "\n".join(["\n".join(lines), *(_dumped(part) for part in parts)])
 
 
-_PLAIN = ("name", "description")
-
-
 def _column(plan: Plan, column: Column, name: str, quoted: dict[str, str]) -> dict[str, Any]:
-    """Return a column's entry: what the database says of it."""
+    """Return a column's entry, described by what the database says of it."""
     fact = (plan.relation.facts or {})[column.name]
-    said = [_text(fact.comment)]
+    sentences = [_comment(fact.comment)]
     if column.name in plan.conflict_columns and not fact.comment:
         part = "Part of the primary key." if len(plan.conflict_columns) > 1 else "Primary key."
-        said.append(part)
+        sentences.append(part)
     if fact.references:
-        said.append(f"References {fact.references}.")
+        sentences.append(f"References {fact.references}.")
     if fact.labels:
-        said.append(f"One of {_text(', '.join(fact.labels))}.")
-    entry: dict[str, Any] = dict(zip(_PLAIN, (name, " ".join(filter(None, said))), strict=True))
+        sentences.append(f"One of {_comment(', '.join(fact.labels))}.")
+    entry: dict[str, Any] = {"name": name, "description": " ".join(filter(None, sentences))}
     if quoted[name] != name:
         entry["quote"] = True
     return entry
@@ -283,8 +264,8 @@ def staging_model(plan: Plan, quoted: dict[str, str]) -> str:
     """Return the model: a view on raw, its columns named as analytics names things."""
     lines = []
     for column, name in _renamed(plan.relation.columns).items():
-        theirs, ours = quoted[column.name], quoted[name]
-        lines.append(theirs if theirs == ours else f"{theirs} as {ours}")
+        before, after = quoted[column.name], quoted[name]
+        lines.append(before if before == after else f"{before} as {after}")
     columns = ",\n".join(f"            {line}" for line in [*lines, STAMP])
     return (
         f"with\n    source as (select * from {{{{ source('{SCHEMA}', '{plan.name}') }}}}),\n\n"  # noqa: S608  a file, its names quoted
@@ -294,7 +275,7 @@ def staging_model(plan: Plan, quoted: dict[str, str]) -> str:
 
 
 def _renamed(columns: Sequence[Column]) -> dict[Column, str]:
-    """Return each column's name in analytics, no two alike."""
+    """Return each column's name in analytics; no two are alike."""
     names: dict[Column, str] = {}
     for column in columns:
         name = plain = snake_case(column.name) or "column"
@@ -313,8 +294,8 @@ def _quoted(source: Connection, plan: Plan) -> dict[str, str]:
     return dict(rows.fetchall())
 
 
-def _text(comment: str | None) -> str:
-    """Return a comment as dbt takes it: what looks like Jinja is none."""
+def _comment(comment: str | None) -> str:
+    """Return a comment for dbt, which else would run what looks like Jinja in it."""
     comment = (comment or "").strip()
     if not re.search(r"\{[{%#]", comment):
         return comment
@@ -322,7 +303,7 @@ def _text(comment: str | None) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists as people do, below their key and further in."""
+    """Writes lists as people do, indented below their key."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)

@@ -1,8 +1,8 @@
-"""The source tables in dbt docs: the nodes and edges that dbt itself has no way to declare.
+"""The source tables in dbt docs: nodes and edges that dbt itself has no way to declare.
 
-A dbt source has no parents (dbt-core issue 6143), and a table of another database is no relation
-that dbt could look at. So what ``dbt docs generate`` wrote is completed: each table that a
-definition reads becomes a source of its own, with its columns, and the parent of its raw table.
+In dbt a source has no parents (dbt-core issue 6143), and dbt cannot describe a table of another
+database. So the files that ``dbt docs generate`` wrote are completed: each table that a definition
+reads becomes a source of its own, with its columns, and the parent of its raw table.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporter.config.definition import Definition
+from exporter.config import Definition
 from exporter.errors import ProjectError
 from exporter.source import catalog
-from exporter.wire.connection import Connection, connect
+from exporter.wire import Connection, connect
 
 SOURCE = "core"
 _MARK = f"._{SOURCE}."  # in our nodes' ids: a source of the project may be called core, too
@@ -27,20 +27,20 @@ where d.classoid = 'pg_class'::regclass and d.objoid = %s
 
 
 class Origin(NamedTuple):
-    """A table of the source, as dbt docs is to show it."""
+    """A table of the source, as dbt docs will show it."""
 
     definition: Definition
     database: str
     is_view: bool
     types: dict[str, str]
-    comments: dict[str, str]  # of the columns; the table's own has no name
+    comments: dict[str, str]  # of the columns by name; the table's own under ""
 
 
 def complete(folder: Path, definitions: list[Definition]) -> list[str]:
-    """Add the definitions' source tables to what ``dbt docs generate`` left in a folder.
+    """Add the definitions' source tables to the files of ``dbt docs generate`` in a folder.
 
-    Returns the edges, a line each. Raises ProjectError where dbt left nothing, SourceError for a
-    table that is not there.
+    Returns the edges, a line each. Raises ProjectError where a file is missing, SourceError where a
+    table is.
     """
     files = [folder / "manifest.json", folder / "catalog.json"]
     for file in files:
@@ -50,7 +50,8 @@ def complete(folder: Path, definitions: list[Definition]) -> list[str]:
     for content in (manifest, tables):  # what an earlier call added
         content["sources"] = {i: s for i, s in content["sources"].items() if _MARK not in i}
     with connect("DATABASE_URL_CORE") as source:
-        edges = [add(manifest, tables, read(source, one)) for one in definitions]
+        origins = [read(source, definition) for definition in definitions]
+    edges = [add(manifest, tables, origin) for origin in origins]
     for file, content in zip(files, (manifest, tables), strict=True):
         file.write_text(json.dumps(content), encoding="utf-8")
     return [edge for edge in edges if edge]
@@ -58,21 +59,21 @@ def complete(folder: Path, definitions: list[Definition]) -> list[str]:
 
 def read(source: Connection, definition: Definition) -> Origin:
     """Return what the source's catalog says of a table. Raises SourceError."""
-    table = catalog.find_table(source, definition)
+    table = catalog.find_table(source, definition.source)
     comments = source.execute(_COMMENTS, (table.oid,)).fetchall()
     types = {column.name: column.type for column in table.columns}
     return Origin(definition, source.info.dbname, table.kind in "vm", types, dict(comments))
 
 
 def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str | None:
-    """Put a table and its edge into dbt's manifest and catalog; None where dbt has no raw table."""
+    """Add a table and its edge to dbt's manifest and catalog; None where dbt has no raw table."""
     definition = origin.definition
     place = (definition.destination.schema, definition.destination.table)
     for raw in manifest["sources"].values():
         if (raw["schema"], raw["identifier"]) == place:
             break
     else:
-        return None  # switched off in dbt
+        return None  # the raw table is disabled in dbt
     name = definition.source.table
     if definition.source.schema != "public":
         name = f"{definition.source.schema}.{name}"
@@ -89,15 +90,12 @@ def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str
 
 
 def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
-    """Return a source like dbt's own, with the columns that raw describes described."""
+    """Return a source like dbt's own; a column's description is that of raw, else its comment."""
     definition = origin.definition
-    described = {one: column["description"] for one, column in raw["columns"].items()}
-    order = ", ".join(
-        f"`{one}`"
-        for one in (definition.source.cursor.field, definition.source.cursor.id_field)
-        if one
-    )
-    told = (
+    described = {column: entry["description"] for column, entry in raw["columns"].items()}
+    cursor = definition.source.cursor
+    order = ", ".join(f"`{column}`" for column in (cursor.field, cursor.id_field) if column)
+    reading = (
         f"`exporter load {definition.key}` reads it in the order of {order}, and lands it in"
         f" `{definition.destination}`."
     )
@@ -123,7 +121,7 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
         "unique_id": f"source.{raw['package_name']}{_MARK}{name}",
         "relation_name": f'"{definition.source.schema}"."{definition.source.table}"',
         "description": "\n\n".join(
-            filter(None, [origin.comments.get(""), raw["description"], told])
+            filter(None, [origin.comments.get(""), raw["description"], reading])
         ),
         "columns": columns,
         "loaded_at_field": None,

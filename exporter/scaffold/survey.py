@@ -1,9 +1,9 @@
-"""What a core database has that could be landed, and what its catalog tells of how."""
+"""The tables of a core database that could be landed, and what its catalog says about how."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import psycopg
@@ -11,9 +11,9 @@ from psycopg import sql
 
 from exporter.config.definition import snake_case
 from exporter.errors import SourceError, nearest
-from exporter.source import window
-from exporter.source.catalog import Column, Index, columns_of, indexes, planned_rows
-from exporter.wire.connection import Connection
+from exporter.source import Column, window
+from exporter.source.catalog import Index, columns_of, indexes, planned_rows
+from exporter.wire import Connection
 
 _PATIENCE = 2000  # milliseconds that one question may take
 _COUNTED = 1000  # rows
@@ -54,7 +54,7 @@ _CREATED = re.compile(
 
 
 class Fact(NamedTuple):
-    """What the catalog tells of a column beside its type."""
+    """What the catalog says of a column beside its type."""
 
     comment: str | None
     generated: bool  # by a sequence: a later row has a greater value
@@ -81,19 +81,19 @@ class Relation(NamedTuple):
     def key(self) -> tuple[str, ...]:
         """The columns that tell its rows apart; none where the catalog knows none."""
         required = {column.name for column in self.columns if column.not_null}
-        keys = [i.columns for i in self.indexes if i.unique and required.issuperset(i.columns)]
-        return keys[0] if keys else ()
+        keys = (i.columns for i in self.indexes if i.unique and required.issuperset(i.columns))
+        return next(keys, ())
 
 
 class Cursors(NamedTuple):
-    """The columns that may serve as the cursor. ``sure``: the first is what anybody would take."""
+    """The columns that may serve as the cursor. ``sure``: the first one needs no question."""
 
     names: tuple[str, ...]
     sure: bool
 
 
 def relations(source: Connection) -> list[Relation]:
-    """Return what could be landed, without its columns; the schema public first."""
+    """Return the tables and views, without their columns; those of the schema public first."""
     return [Relation(*row) for row in source.execute(_RELATIONS)]
 
 
@@ -103,20 +103,15 @@ def described(source: Connection, relation: Relation) -> Relation:
         name: Fact(comment, generated, references, tuple(labels))
         for name, comment, generated, references, labels in source.execute(_FACTS, (relation.oid,))
     }
-    return Relation(
-        relation.oid,
-        relation.schema,
-        relation.name,
-        relation.kind,
-        relation.comment,
-        columns_of(source, relation.oid),
-        facts,
-        tuple(indexes(source, relation.oid)),
+    return relation._replace(
+        columns=columns_of(source, relation.oid),
+        facts=facts,
+        indexes=tuple(indexes(source, relation.oid)),
     )
 
 
 def find(everything: list[Relation], wanted: str) -> Relation:
-    """Return the one that a person means, who may have written it in another case or number.
+    """Return the relation that a person means: its case, its plural or its schema may differ.
 
     Raises SourceError.
     """
@@ -124,22 +119,22 @@ def find(everything: list[Relation], wanted: str) -> Relation:
     alike: tuple[Callable[[str], str], ...] = (str, str.lower, _folded)
     for form in alike:
         found = [
-            one
-            for one in everything
-            if form(plain) in (form(one.name), form(f"{one.schema}.{one.name}"))
+            relation
+            for relation in everything
+            if form(plain) in (form(relation.name), form(f"{relation.schema}.{relation.name}"))
         ]
-        inside = [one for one in found if one.schema == "public"]
-        if len(found) == 1 or len(inside) == 1:
-            return found[0] if len(found) == 1 else inside[0]
+        for candidates in (found, [it for it in found if it.schema == "public"]):
+            if len(candidates) == 1:
+                return candidates[0]
         if found:
             names = " or ".join(map(str, found))
             raise SourceError(f"{wanted} may be any of several tables", hint=f"name one: {names}")
-    known = [str(one) for one in everything]
+    known = [str(relation) for relation in everything]
     raise SourceError(f"the source database has no table {wanted}", hint=nearest(wanted, known))
 
 
 def _folded(name: str) -> str:
-    """`OrderLines`, `order_line` and `order lines` are one name."""
+    """Return one form for `OrderLines`, `order_line` and `order lines`."""
     parts = [snake_case(part).replace("_", "") for part in name.split(".")]
     last = parts.pop()
     for plural, singular in (("ies", "y"), ("sses", "ss"), ("xes", "x"), ("s", "")):
@@ -150,7 +145,7 @@ def _folded(name: str) -> str:
 
 
 def cursors(relation: Relation) -> Cursors:
-    """Decide which columns may be the cursor, by their types, their names and what fills them."""
+    """Decide which columns may be the cursor, by their types, their names and their defaults."""
     facts = relation.facts or {}
     times = [column.name for column in relation.columns if window.is_time(column)]
     numbers = [column.name for column in relation.columns if window.is_number(column)]
@@ -170,12 +165,12 @@ def cursors(relation: Relation) -> Cursors:
 
 
 def may_be_cursor(column: Column) -> bool:
-    """Whether a cursor may be of the column's type."""
+    """Whether the column's type is one that a cursor may have."""
     return window.is_time(column) or window.is_number(column)
 
 
 def grows_with_changes(relation: Relation, name: str) -> bool:
-    """Whether the values of a cursor that a person chose grow when a row is changed."""
+    """Whether the cursor's value grows also when a row is changed, not only when it is inserted."""
     column = next(column for column in relation.columns if column.name == name)
     fact = (relation.facts or {})[name]
     if window.is_number(column):
@@ -184,9 +179,9 @@ def grows_with_changes(relation: Relation, name: str) -> bool:
 
 
 def estimate(source: Connection, relation: Relation) -> int | None:
-    """Return about how many rows it has; None where we may not read it.
+    """Return about how many rows it has; None where the role may not read it.
 
-    A few rows are counted; beyond them it is the planner's guess.
+    A few rows are counted; of more, the planner's estimate is given.
     """
     query = sql.SQL("select from {}").format(sql.Identifier(relation.schema, relation.name))
     try:
@@ -203,7 +198,7 @@ def estimate(source: Connection, relation: Relation) -> int | None:
 
 
 def has_nulls(source: Connection, relation: Relation, name: str) -> bool:
-    """Tell whether there is a row without a cursor, as far as that is found out soon."""
+    """Whether some row has no cursor value; False where the source does not answer soon."""
     column = next(column for column in relation.columns if column.name == name)
     if column.not_null or relation.kind not in ("r", "p", "m"):
         return False
@@ -220,8 +215,3 @@ def has_nulls(source: Connection, relation: Relation, name: str) -> bool:
 
 def _plain(name: str) -> str:
     return snake_case(name).replace("_", "")
-
-
-def undeclared(everything: Iterable[Relation], declared: set[tuple[str, str]]) -> list[Relation]:
-    """Return those that no definition reads."""
-    return [one for one in everything if (one.schema, one.name) not in declared]

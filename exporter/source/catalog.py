@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config import SourceTable
 from exporter.errors import SourceError, nearest
 from exporter.source import types as raw_types
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 
 class Column(NamedTuple):
@@ -31,6 +31,11 @@ class Column(NamedTuple):
     expression: str | None = None  # what the source computes instead of reading a column
 
     @property
+    def has_extension_type(self) -> bool:
+        """Whether raw has it as a type of an extension, whose operators are in a schema."""
+        return "." in self.raw_type
+
+    @property
     def selected(self) -> sql.Composable:
         """The expression that reads the column for raw."""
         name: sql.Composable = sql.Identifier(self.name)
@@ -43,6 +48,7 @@ class Column(NamedTuple):
 class Table(NamedTuple):
     """A table of the source, as it stands in the transaction that reads it."""
 
+    declared: SourceTable
     oid: int
     kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
     columns: tuple[Column, ...]
@@ -53,10 +59,20 @@ class Table(NamedTuple):
     has_xmin: bool  # the rows of foreign tables and of views carry none
     in_blocks: bool  # one heap, and a server (from 14 on) that reads a range of it without the rest
     unique_keys: tuple[frozenset[str], ...]
+    partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
+    indexed: frozenset[str] = frozenset()  # columns in whose order an index can be read
+    elsewhere: str = ""  # whose transactions write it, where they cannot be seen here
 
     def column(self, name: str) -> Column:
         """Return the column of that name. Raises KeyError."""
         return {column.name: column for column in self.columns}[name]
+
+    @property
+    def landed(self) -> tuple[Column, ...]:
+        """The columns that raw gets: in the source's order, then the new computed ones."""
+        computed = {column.name: column for column in self.computed}
+        chosen = [computed.pop(c.name, c) for c in self.columns if self.declared.lands(c.name)]
+        return (*chosen, *computed.values())
 
 
 _RELATION = """
@@ -77,7 +93,24 @@ select c.oid, c.relkind::text, c.reltuples,
             where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate
                 and i.indpred is null and i.indexprs is null
             group by i.indexrelid
-        ) k), '{}')
+        ) k), '{}'),
+    case when c.relhassubclass then array(
+        with recursive part (oid) as (
+            select inhrelid from pg_inherits where inhparent = c.oid
+            union all
+            select i.inhrelid from part p join pg_inherits i on i.inhparent = p.oid
+        )
+        select oid::bigint from part order by oid) else '{}' end,
+    array(
+        select a.attname::text from pg_index i join pg_class x on x.oid = i.indexrelid
+        join pg_am m on m.oid = x.relam and m.amname = 'btree'
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = c.oid and i.indisvalid and i.indpred is null),
+    case when c.relkind = 'f' or exists (
+            select from pg_inherits i join pg_class l on l.oid = i.inhrelid
+            where i.inhparent = c.oid and l.relkind = 'f') then 'a foreign table'
+        when exists (select from pg_subscription_rel where srrelid = c.oid)
+        then 'filled by logical replication' else '' end
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
 """
@@ -113,81 +146,39 @@ order by c.attnum
 
 
 def find_table(
-    source: Connection, definition: Definition, destination: Connection | None = None
+    source: Connection, declared: SourceTable, destination: Connection | None = None
 ) -> Table:
-    """Read the source table's catalog entry. Raises SourceError where it is not there.
-
-    From then on both sessions find what the table's rows are read and compared with.
-    """
-    for session in (source, destination) if destination else (source,):
-        session.look_in("")  # the table before may have needed more
-    found = source.execute(
-        _RELATION, (definition.source.schema, definition.source.table)
-    ).fetchone()
+    """Read the source table's catalog entry. Raises SourceError where it is not there."""
+    found = source.execute(_RELATION, (declared.schema, declared.table)).fetchone()
     if found is None:
-        raise _missing_table(source, definition)
-    oid, kind, rows, blocks, file, in_blocks, has_xmin, keys = found
+        raise _missing_table(source, declared)
+    oid, kind, rows, blocks, file, in_blocks, has_xmin, *more = found
+    keys, partitions, indexed, elsewhere = more
     columns = _columns(source, destination, {"oid": oid, **_NO_EXPRESSIONS})
     names = [column.name for column in columns]
     for key, wanted in (
-        ("columns", definition.source.columns or ()),
-        ("exclude", definition.source.exclude),
+        ("columns", declared.columns or ()),
+        ("exclude", declared.exclude),
     ):
         for name in wanted:
-            if name not in names and name not in definition.source.expressions:
-                raise missing_column(definition, f"source.{key}", name, names)
-    computed = _computed(source, destination, definition)
-    _look_further(source, destination, definition, kind, (*columns, *computed))
+            if name not in names and name not in declared.expressions:
+                raise missing_column(declared, f"source.{key}", name, names)
     return Table(
+        declared=declared,
         oid=oid,
         kind=kind,
         columns=columns,
-        computed=computed,
+        computed=_computed(source, destination, declared),
         blocks=blocks,
         rows=rows,
         file=file or "",
         has_xmin=has_xmin,
         in_blocks=in_blocks,
         unique_keys=tuple(frozenset(_names(text)) for text in keys),
+        partitions=tuple(partitions),
+        indexed=frozenset(indexed),
+        elsewhere=elsewhere,
     )
-
-
-def _look_further(
-    source: Connection,
-    destination: Connection | None,
-    definition: Definition,
-    kind: str,
-    columns: Iterable[Column],
-) -> None:
-    """Widen the search paths by what the rows of this table need, which for most is nothing.
-
-    Sessions look in pg_catalog alone: what somebody has put into `public` must not run in the place
-    of PostgreSQL's own. But a definition's expressions, and functions behind a view, were written
-    for the role's own path; and values of an extension's type in a key are compared by operators
-    that are in the type's schema: in pg_catalog, those of text would be taken for citext.
-    """
-    cursor = definition.source.cursor
-    names = {*definition.destination.conflict_columns, cursor.field, cursor.id_field}
-    keys = [column for column in columns if column.name in names]
-    paths = [_schemas_of(source, [column.base for column in keys])]
-    if definition.source.expressions or kind == "v":
-        paths.append(source.role_path.strip())
-    source.look_in(", ".join(path for path in paths if path))
-    if destination:
-        destination.look_in(_schemas_of(destination, [column.raw_type for column in keys]))
-
-
-def _schemas_of(connection: Connection, types: Iterable[str]) -> str:
-    """Return the schemas of types, as a search path. Built-in types cost no question."""
-    asked = [one for one in types if "." in one]  # qualified: not of pg_catalog
-    if not asked:
-        return ""
-    row = connection.execute(
-        "select string_agg(distinct quote_ident(n.nspname), ', ') from unnest(%s::text[]) w"
-        " join pg_type t on t.oid = to_regtype(w) join pg_namespace n on n.oid = t.typnamespace",
-        (asked,),
-    ).fetchone()
-    return row[0] or "" if row else ""
 
 
 # From statistics: to ask for a file's size would wait where a table is locked.
@@ -205,20 +196,13 @@ group by r.oid, 1, 2
 """
 
 
-def blocks_of(source: Connection, definitions: Iterable[Definition]) -> dict[str, int]:
-    """Return how many blocks the definitions' source tables had when last analyzed, by key."""
-    chosen = list(definitions)
-    names = [(one.source.schema, one.source.table) for one in chosen]
-    rows = source.execute(_SIZES, [list(part) for part in zip(*names, strict=True)]).fetchall()
+def blocks_of(source: Connection, tables: Mapping[str, SourceTable]) -> dict[str, int]:
+    """Return how many blocks each of the tables had when it was last analyzed, by its key."""
+    names = {key: (table.schema, table.table) for key, table in tables.items()}
+    lists = [list(part) for part in zip(*names.values(), strict=True)]
+    rows = source.execute(_SIZES, lists).fetchall()
     sizes = {(schema, table): int(size) for schema, table, size in rows}
-    return {one.key: sizes.get(name, 0) for one, name in zip(chosen, names, strict=True)}
-
-
-def landed_columns(definition: Definition, table: Table) -> tuple[Column, ...]:
-    """Return the columns that raw gets: in the source's order, then the new computed ones."""
-    computed = {column.name: column for column in table.computed}
-    chosen = [computed.pop(c.name, c) for c in table.columns if definition.source.lands(c.name)]
-    return (*chosen, *computed.values())
+    return {key: sizes.get(name, 0) for key, name in names.items()}
 
 
 def relation_columns(connection: Connection, schema: str, name: str) -> dict[str, str] | None:
@@ -281,13 +265,19 @@ def planned_rows(connection: Connection, query: sql.Composable) -> int:
     return int(row[0][0]["Plan"]["Plan Rows"])
 
 
-def missing_column(
-    definition: Definition, key: str, name: str, known: Sequence[str]
-) -> SourceError:
+def require(table: Table, key: str, names: Iterable[str]) -> None:
+    """Raise SourceError for a name that is no column of the table, nor computed for it."""
+    known = [column.name for column in (*table.columns, *table.computed)]
+    for name in names:
+        if name not in known:
+            raise missing_column(table.declared, key, name, known)
+
+
+def missing_column(declared: SourceTable, key: str, name: str, known: Sequence[str]) -> SourceError:
     """Return the error for a column that the source does not have."""
-    table = f"{definition.source.schema}.{definition.source.table}"
+    table = f"{declared.schema}.{declared.table}"
     return SourceError(
-        f"{definition.where}: exporter.{key} names {name}, which {table} does not have",
+        f"{declared.where}: exporter.{key} names {name}, which {table} does not have",
         hint=nearest(name, known),
     )
 
@@ -296,33 +286,31 @@ _NO_EXPRESSIONS: dict[str, object] = {"names": [], "types": [], "typmods": []}
 
 
 def _computed(
-    source: Connection, destination: Connection | None, definition: Definition
+    source: Connection, destination: Connection | None, declared: SourceTable
 ) -> tuple[Column, ...]:
     """Describe what the definition's expressions give. Raises SourceError for a wrong one."""
     found = []
-    source.look_in(source.role_path if definition.source.expressions else "")
-    for name, expression in definition.source.expressions.items():
+    for name, expression in declared.expressions.items():
         statement = sql.SQL("select ({}) from {} limit 0").format(
-            sql.SQL(expression), definition.source.name
+            sql.SQL(expression), declared.name
         )
         try:
             with source.transaction():
                 result = source.execute(statement).pgresult
         except psycopg.ProgrammingError as error:
             raise SourceError(
-                f"{definition.where}: exporter.source.columns: the expression of {name}:"
+                f"{declared.where}: exporter.source.columns: the expression of {name}:"
                 f" {error.diag.message_primary}",
                 hint="it is SQL that the source computes for each row",
             ) from None
         assert result is not None
         found.append((name, result.ftype(0), result.fmod(0)))
-    source.look_in("")
     if not found:
         return ()
     names, types, typmods = (list(values) for values in zip(*found, strict=True))
     values = {"oid": 0, "names": names, "types": types, "typmods": typmods}
     return tuple(
-        column._replace(expression=definition.source.expressions[column.name])
+        column._replace(expression=declared.expressions[column.name])
         for column in _columns(source, destination, values)
     )
 
@@ -349,17 +337,17 @@ def _names(text: str) -> list[str]:
     return [str(name) for name in json.loads(text)]
 
 
-def _missing_table(source: Connection, definition: Definition) -> SourceError:
+def _missing_table(source: Connection, declared: SourceTable) -> SourceError:
     known = [
         row[0]
         for row in source.execute(
             "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
             " where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')",
-            (definition.source.schema,),
+            (declared.schema,),
         )
     ]
-    wanted = f'{definition.source.schema}."{definition.source.table}"'
+    wanted = f'{declared.schema}."{declared.table}"'
     return SourceError(
-        f"{definition.where}: the source database has no table {wanted}",
-        hint=nearest(definition.source.table, known),
+        f"{declared.where}: the source database has no table {wanted}",
+        hint=nearest(declared.table, known),
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 TEXTS = ("text", "text[]")
 # Their values point into one server's catalog, or have no input form.

@@ -1,4 +1,4 @@
-"""What may be read now, and how far the stored position may advance.
+"""What a read by the cursor covers, and how far the stored position may advance.
 
 The idea: a row's stamp is at or after the start of its transaction, so a transaction that is
 still open can commit rows behind everything that we see now, but never behind its own start.
@@ -15,48 +15,18 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config import SourceTable
 from exporter.errors import DefinitionError, SourceError, UsageError
 from exporter.source.catalog import Column, Table, missing_column
-from exporter.state.position import Position, State
-from exporter.wire.connection import Connection, own_sessions
+from exporter.source.snapshot import TRUE, Horizon, changed_since
+from exporter.state import Bound, Position, State
+from exporter.wire import Connection
 
 _TIMES = ("timestamp without time zone", "timestamp with time zone", "date")
 _NUMBERS = ("smallint", "integer", "bigint")
 # A session reports that its transaction began some microseconds after now() was taken.
 _MARGIN = timedelta(milliseconds=100)
-_XID_TRUST = 1_000_000_000  # half of the distance at which age() of a transaction id turns over
-
-
-class Horizon(NamedTuple):
-    """What the source's other sessions can still commit behind. Times are ISO text, UTC."""
-
-    clock: str
-    oldest_open: str  # '-infinity' where it cannot be told
-    blind: bool  # sessions of other roles are hidden from us
-    standby: bool
-    identity: str  # system, timeline and database: transaction ids mean something within one
-    top: str | None = None  # integer cursors: the greatest value, seen at ``top_at``
-    top_at: str | None = None
-
-
-class Snapshot(NamedTuple):
-    """The transaction that reads."""
-
-    xmin: str
-    xid_usable: bool  # the stored xmin still tells new from old
-
-
-class Window(NamedTuple):
-    """One read of the source. ``safe`` is the last value that no open transaction can precede."""
-
-    cursor: Column
-    id: Column | None
-    safe: str | None
-    upper: str | None  # append mode: what is held back, exclusive
-    lookback: timedelta | int
-    xmin_since: str | None  # rows at or before ``State.cursor`` are read only from this xid on
-    pending: tuple[str, str] | None  # to be stored: an integer seen, and when
+_RECENT = 1000  # rows: that fewer of the newest ones are dated ahead is taken for granted
 
 
 class Span(NamedTuple):
@@ -66,77 +36,34 @@ class Span(NamedTuple):
     until: str | None
 
 
-# Whether the cursor is an integer, and whether this role may ask which server it is.
-_ASKED = """
-select exists (
-    select from pg_attribute a join pg_class c on c.oid = a.attrelid
-        join pg_namespace n on n.oid = c.relnamespace
-    where n.nspname = %s and c.relname = %s and a.attname = %s and not a.attisdropped
-        and a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
-), has_function_privilege('pg_control_system()', 'execute')
-    and has_function_privilege('pg_control_checkpoint()', 'execute')
-"""
-# This program's own sessions read, and write nothing here. They are told by process: anybody may be
-# called dbt-exporter. Those of other machines are not known, and hold the horizon back like others.
-# Asked before the prepared transactions are looked at: one that is between the two states is in one
-# of them at least.
-_OPEN = """
-with open as materialized (
-    select min(xact_start) as oldest, count(*) filter (
-        where usesysid is not null and state is null and not pg_has_role(usesysid, 'usage')
-    ) as hidden
-    from pg_stat_activity a
-    where datname = current_database() and pid <> pg_backend_pid()
-        and backend_type not in ('autovacuum worker', 'walsender')
-        and not exists (
-            select from unnest(%s::int[], %s::timestamptz[]) ours (pid, began)
-            where ours.pid = a.pid and ours.began = a.backend_start)
-)
-select clock_timestamp()::text,
-    case when pg_is_in_recovery() then least(clock_timestamp(), pg_last_xact_replay_timestamp())
-        else least(oldest, clock_timestamp()) end::text,
-    hidden > 0 and not pg_has_role('pg_read_all_stats', 'usage'), pg_is_in_recovery()
-from open
-"""
-_PREPARED = "select exists (select from pg_prepared_xacts where database = current_database())"
-_DATABASE = (
-    "select format('%s/%s', oid, datname) from pg_database where datname = current_database()"
-)
-_IDENTITY = (
-    "select format('%s/%s/%s', c.system_identifier, k.timeline_id, d.oid) from"
-    " pg_control_system() c, pg_control_checkpoint() k, pg_database d"
-    " where d.datname = current_database()"
-)
+class Seen(NamedTuple):
+    """The greatest value of an integer cursor, and when it was seen: ISO text, UTC."""
+
+    value: str
+    at: str
 
 
-def cursor_columns(definition: Definition, table: Table) -> tuple[Column, Column | None]:
+def cursor_columns(declared: SourceTable, table: Table) -> tuple[Column, Column | None]:
     """Return the cursor's and the id's column. Raises SourceError for what cannot be one."""
     names = [column.name for column in table.columns]
-    for key, name in (
-        ("cursor.field", definition.source.cursor.field),
-        ("cursor.id_field", definition.source.cursor.id_field),
-    ):
+    wanted = declared.cursor
+    for key, name in (("field", wanted.field), ("id_field", wanted.id_field)):
         if name is not None and name not in names:
-            raise missing_column(definition, f"source.{key}", name, names)
-    for name in definition.destination.conflict_columns:
-        if name not in names:
-            raise missing_column(definition, "conflict_columns", name, names)
-    cursor = table.column(definition.source.cursor.field)
+            raise missing_column(declared, f"source.cursor.{key}", name, names)
+    cursor = table.column(wanted.field)
     if not is_time(cursor) and not is_number(cursor):
         raise SourceError(
-            f"{definition.where}: exporter.source.cursor.field {cursor.name} is {cursor.type}",
+            f"{declared.where}: exporter.source.cursor.field {cursor.name} is {cursor.type}",
             hint="a cursor is a timestamp, a date or an integer that grows with every change",
         )
-    lookback = definition.source.cursor.lookback
+    lookback = wanted.lookback
     if lookback is not None and is_time(cursor) != isinstance(lookback, timedelta):
         example = "'5 minutes'" if is_time(cursor) else "a whole number such as 1000"
         raise DefinitionError(
-            f"{definition.where}: exporter.source.cursor.lookback does not fit {cursor.name},"
+            f"{declared.where}: exporter.source.cursor.lookback does not fit {cursor.name},"
             f" which is {cursor.type}; write {example}"
         )
-    return cursor, table.column(
-        definition.source.cursor.id_field
-    ) if definition.source.cursor.id_field else None
+    return cursor, table.column(wanted.id_field) if wanted.id_field else None
 
 
 def is_time(column: Column) -> bool:
@@ -154,209 +81,239 @@ def _base(column: Column) -> str:
     return head + rest.partition(")")[2] if rest else head
 
 
-def observe(source: Connection, definition: Definition, state: State) -> Horizon:
-    """Look at what is open on the source. Must run before the snapshot is taken."""
-    asked = source.execute(
-        _ASKED, (definition.source.schema, definition.source.table, definition.source.cursor.field)
+class Window(NamedTuple):
+    """One read by the cursor, in the order of ``columns``: the cursor, and the id if there is one.
+
+    ``bound`` is the last value that no open transaction can precede. With ``append`` nothing
+    beyond it is read. Rows at or before the stored cursor are read only from the transaction
+    ``since`` on, where it is known. ``pending`` is to be stored: an integer that was seen.
+    """
+
+    declared: SourceTable
+    cursor: Column
+    id: Column | None
+    append: bool
+    bound: Bound | None = None
+    since: str | None = None
+    pending: Seen | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that order the rows."""
+        return (self.cursor, self.id) if self.id else (self.cursor,)
+
+    @property
+    def field(self) -> sql.Identifier:
+        """The cursor's name."""
+        return sql.Identifier(self.cursor.name)
+
+    def after(self, position: Position) -> sql.Composable:
+        """Return the condition for rows behind a position."""
+        value = _literal(self.cursor, position.value)
+        if self.id is None or position.id is None:
+            return sql.SQL("{} > {}").format(self.field, value)
+        return sql.SQL("({}, {}) > ({}, {})").format(
+            self.field, sql.Identifier(self.id.name), value, _literal(self.id, position.id)
+        )
+
+    def literal(self, value: str) -> sql.Composable:
+        """Return a cursor value as SQL."""
+        return _literal(self.cursor, value)
+
+    @property
+    def held_back(self) -> sql.Composable:
+        """The condition that keeps an append-only log behind the horizon; else true."""
+        if not self.append or self.bound is None:
+            return TRUE
+        return sql.SQL("{} <= {}").format(self.field, _literal(self.cursor, self.bound.value))
+
+    def onward(self, cursor: Position | None, watermark: Position | None) -> sql.Composable:
+        """Return the condition of an increment: what is new, and what may have come late."""
+        parts: list[sql.Composable] = []
+        if watermark is not None:
+            parts.append(self.after(watermark))
+            if cursor is not None and self.since is not None:
+                parts.append(
+                    sql.SQL("({} or {})").format(self.after(cursor), changed_since(self.since))
+                )
+        if self.append and self.bound is not None:
+            parts.append(self.held_back)
+        inside = sql.SQL(" and ").join(parts) if parts else TRUE
+        if self.declared.cursor.nulls != "load":
+            return sql.SQL("{} and {} is not null").format(inside, self.field)
+        if not parts:
+            return inside
+        late = changed_since(self.since) if self.since else TRUE
+        return sql.SQL("({} or ({} is null and {}))").format(inside, self.field, late)
+
+    def within(self, source: Connection, span: Span) -> sql.Composable:
+        """Return the condition for rows of a span. Raises UsageError for what is no cursor value.
+
+        The server reads what was typed.
+        """
+        parts: list[sql.Composable] = [sql.SQL("{} is not null").format(self.field)]
+        for option, sign, text in (("--since", ">=", span.since), ("--until", "<", span.until)):
+            if text is not None:
+                value = _literal(self.cursor, typed(source, self.cursor, text, option))
+                parts.append(sql.SQL("{} {} {}").format(self.field, sql.SQL(sign), value))
+        return sql.SQL(" and ").join(parts)
+
+    @property
+    def order(self) -> sql.Composable:
+        """The ORDER BY clause. Rows without a cursor go first: they never advance the position."""
+        first = sql.SQL(" nulls first" if self.declared.cursor.nulls == "load" else "")
+        # By the table's columns: a bare name could be that of an expression that is selected.
+        place = self.declared.schema, self.declared.table
+        names = [sql.Identifier(*place, column.name) for column in self.columns]
+        return sql.SQL(" order by ") + sql.SQL(", ").join([names[0] + first, *names[1:]])
+
+
+def newest_number(source: Connection, declared: SourceTable) -> Seen | None:
+    """Return the greatest value of an integer cursor; None for other cursors."""
+    number = source.execute(
+        "select from pg_attribute a join pg_class c on c.oid = a.attrelid"
+        " join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relname = %s and a.attname = %s and not a.attisdropped"
+        " and a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)",
+        (declared.schema, declared.table, declared.cursor.field),
     ).fetchone()
-    assert asked is not None
-    number, controls = asked
-    top, top_at = _top(source, definition) if number else (None, None)
-    row = source.execute(_OPEN, own_sessions(source)).fetchone()
-    rest = source.execute(f"{_PREPARED}, ({_IDENTITY if controls else _DATABASE})").fetchone()
-    assert row is not None
-    assert rest is not None
-    clock, oldest, blind, standby = row
-    prepared, identity = rest
-    if prepared:
-        # When a prepared transaction began is not recorded. It was open, or had not begun, when
-        # we last looked, so it began at or after that horizon.
-        oldest = state.horizon or "-infinity"
-    return Horizon(clock, oldest, blind, standby, identity or "", top, top_at)
-
-
-def _top(source: Connection, definition: Definition) -> tuple[str | None, str | None]:
+    if number is None:
+        return None
     statement = sql.SQL("select max({})::text, clock_timestamp()::text from {}").format(
-        sql.Identifier(definition.source.cursor.field),
-        definition.source.name,
+        sql.Identifier(declared.cursor.field), declared.name
     )
     row = source.execute(statement).fetchone()
-    assert row is not None
-    return row[0], row[1]
-
-
-def take_snapshot(source: Connection, state: State, horizon: Horizon) -> Snapshot:
-    """Return what the running REPEATABLE READ transaction sees."""
-    row = source.execute(
-        "select pg_snapshot_xmin(pg_current_snapshot())::text,"
-        " pg_snapshot_xmax(pg_current_snapshot())::text"
-    ).fetchone()
-    assert row is not None
-    stored = int(state.snapshot_xmin) if state.snapshot_xmin else None
-    usable = (
-        stored is not None
-        and state.source == horizon.identity
-        and 0 <= int(row[1]) - stored < _XID_TRUST
-    )
-    return Snapshot(row[0], usable)
+    return Seen(*row) if row and row[0] is not None else None
 
 
 def decide(
     source: Connection,
-    definition: Definition,
     table: Table,
-    state: State,
+    stored: State,
     horizon: Horizon,
-    snapshot: Snapshot,
+    *,
+    append: bool,
+    seen: Seen | None,
+    since: str | None,
 ) -> Window:
-    """Return the window of this read. Time arithmetic is the server's, for full precision."""
-    cursor, id_column = cursor_columns(definition, table)
+    """Return the window of this read. Time arithmetic is the server's, for full precision.
+
+    ``seen`` is what ``newest_number`` gave before the horizon was observed.
+    """
+    declared = table.declared.cursor
+    cursor, id_column = cursor_columns(table.declared, table)
     pending = None
-    lookback: timedelta | int
     if is_time(cursor):
-        lookback = _time_lookback(definition)
-        safe = _safe_time(source, cursor, state, horizon, lookback)
+        safe = _safe_time(source, table, cursor, horizon, append=append)
     else:
-        lookback = _integer_lookback(definition)
-        safe, pending = _safe_number(state, horizon, lookback)
-    xmin = None
-    if table.has_xmin and snapshot.xid_usable:
-        xmin = str(int(state.snapshot_xmin or 0) % 2**32)
+        back = declared.lookback if isinstance(declared.lookback, int) else 0
+        safe, pending = _safe_number(stored, horizon, seen, back)
     return Window(
-        cursor=cursor,
-        id=id_column,
-        safe=safe,
-        upper=safe if definition.destination.mode == "append" else None,
-        lookback=lookback,
-        xmin_since=xmin,
-        pending=pending,
+        table.declared,
+        cursor,
+        id_column,
+        append,
+        Bound(safe, cursor.raw_type) if safe is not None else None,
+        since if table.has_xmin else None,
+        pending,
     )
 
 
-def _time_lookback(definition: Definition) -> timedelta:
-    declared = definition.source.cursor.lookback
-    if isinstance(declared, timedelta):
-        return declared
-    # An application's clock on a network with NTP is seconds off, its transactions last minutes
-    # at most. An append-only table cannot take a row twice: it would be held back instead.
-    return timedelta(0) if definition.destination.mode == "append" else timedelta(minutes=5)
-
-
-def _integer_lookback(definition: Definition) -> int:
-    declared = definition.source.cursor.lookback
-    return declared if isinstance(declared, int) else 0
-
-
 def _safe_time(
-    source: Connection, cursor: Column, state: State, horizon: Horizon, lookback: timedelta
+    source: Connection, table: Table, cursor: Column, horizon: Horizon, *, append: bool
 ) -> str | None:
+    """Return the last time that no open transaction can precede with its stamp."""
+    if horizon.oldest_open == "-infinity":
+        return "-infinity"
     kind = _base(cursor)
-    digits = cursor.typmod if cursor.typmod >= 0 else 6
-    back = lookback + _MARGIN + timedelta(seconds=10**-digits)  # now() may have been rounded down
-    if kind == "timestamp with time zone":
-        statement = "select (%(open)s::timestamptz - %(back)s)::text"
-    elif kind == "date":
-        statement = "select ((%(open)s::timestamptz - %(back)s)::date - 1)::text"
+    lookback = table.declared.cursor.lookback
+    newest = None
+    if isinstance(lookback, timedelta):
+        # The stamps may be those of a pipeline that is hours behind the clock.
+        newest = _newest(source, table, cursor)
     else:
-        # The column may hold any zone's local time. West of UTC it runs behind our clock, and the
-        # newest value shows by how much.
+        # An application's clock on a network with NTP is seconds off, its transactions last
+        # minutes at most. An append-only table cannot take a row twice: nothing is looked at
+        # again, and the rows would only come later.
+        lookback = timedelta(0) if append else timedelta(minutes=5)
+    digits = cursor.typmod if cursor.typmod >= 0 else 6
+    values = {
+        "open": horizon.oldest_open,
+        "clock": horizon.clock,
+        "back": lookback + _MARGIN + timedelta(seconds=10**-digits),  # now() may be rounded down
+        "newest": newest,
+    }
+    if kind == "timestamp with time zone":
+        statement = "least(%(open)s::timestamptz, %(newest)s::timestamptz) - %(back)s"
+    elif kind == "date":
+        # Of a day that is not over, rows may come with any id; somewhere it is still yesterday.
+        statement = "(least(%(open)s::timestamptz, %(newest)s::timestamptz) - %(back)s)::date - 2"
+    else:
+        values["recent"] = _recent(source, table, cursor, horizon, 1 if append else _RECENT)
         statement = (
-            "select (%(open)s::timestamptz::timestamp - %(back)s + greatest(least("
-            "case when isfinite(%(far)s::timestamp)"
-            " then %(far)s::timestamp - %(clock)s::timestamptz::timestamp else interval '0' end,"
-            " interval '0'), interval '-12 hours'))::text"
+            "least(greatest(least(%(open)s::timestamptz::timestamp, %(recent)s::timestamp"
+            " - (%(clock)s::timestamptz - %(open)s::timestamptz)),"
+            " %(open)s::timestamptz::timestamp - interval '12 hours'), %(newest)s::timestamp)"
+            " - %(back)s"
         )
-    far = state.cursor.value if state.cursor else None
-    row = source.execute(
-        statement,
-        {"open": horizon.oldest_open, "back": back, "clock": horizon.clock, "far": far},
-    ).fetchone()
+    row = source.execute(f"select ({statement})::text", values).fetchone()
     return str(row[0]) if row and row[0] is not None else None
 
 
+def _newest(source: Connection, table: Table, cursor: Column) -> str | None:
+    """Return the newest stamp; None where there is no row."""
+    name = sql.Identifier(cursor.name)
+    row = source.execute(
+        sql.SQL("select max({})::text from {} where isfinite({})").format(
+            name, table.declared.name, name
+        )
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _recent(source: Connection, table: Table, cursor: Column, horizon: Horizon, place: int) -> str:
+    """Return a local time that is not later than the source's: the column may be of any zone.
+
+    West of UTC its stamps run behind our clock. By how much, its newest rows tell; some of them
+    may be dated ahead, so it is not the newest that is taken. Where there are few rows, or no
+    index that gives the newest at once, it is twelve hours before, which covers every zone: so few
+    rows, or a whole table that is read in any case, cost nothing to look at again.
+    """
+    clock = sql.SQL("{}::timestamptz::timestamp").format(sql.Literal(horizon.clock))
+    before = sql.SQL("({} - interval '12 hours')").format(clock)
+    if cursor.name in table.indexed or place == 1:
+        row = source.execute(
+            sql.SQL(
+                "select {0}::text from {1} where {0} <= {2} and {0} > {3}"
+                " order by {0} desc offset {4} limit 1"
+            ).format(sql.Identifier(cursor.name), table.declared.name, clock, before, place - 1)
+        ).fetchone()
+        if row:
+            return str(row[0])
+    row = source.execute(sql.SQL("select {}::text").format(before)).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def _safe_number(
-    state: State, horizon: Horizon, lookback: int
-) -> tuple[str | None, tuple[str, str] | None]:
+    stored: State, horizon: Horizon, seen: Seen | None, lookback: int
+) -> tuple[str | None, Seen | None]:
     """Return the safe value, and the observation to keep.
 
     A sequence hands out numbers in order, so whatever is below a number that was seen at a time
     belongs to a transaction that began before that time. It is final when those are all over.
     """
-    seen = (horizon.top, horizon.top_at) if horizon.top and horizon.top_at else None
     pending = (
-        (state.pending_value, state.pending_at)
-        if state.pending_value and state.pending_at
+        Seen(stored.pending_value, stored.pending_at)
+        if stored.pending_value and stored.pending_at
         else None
     )
-    if seen and horizon.oldest_open > seen[1]:
-        return str(int(seen[0]) - lookback - 1), None
-    if pending and horizon.oldest_open > pending[1]:
-        return str(int(pending[0]) - lookback - 1), seen
-    previous = state.watermark.value if state.watermark else None
+    if seen and horizon.oldest_open > seen.at:
+        return str(int(seen.value) - lookback - 1), None
+    if pending and horizon.oldest_open > pending.at:
+        return str(int(pending.value) - lookback - 1), seen
+    previous = stored.watermark.value if stored.watermark else None
     return previous, pending or seen
-
-
-def condition(
-    window: Window, cursor: Position | None, watermark: Position | None, nulls: str
-) -> sql.Composable:
-    """Return the WHERE condition of an increment."""
-    field = sql.Identifier(window.cursor.name)
-    parts: list[sql.Composable] = []
-    if watermark is not None:
-        parts.append(after(window, watermark))
-        if cursor is not None and window.xmin_since is not None:
-            parts.append(
-                sql.SQL("({} or {})").format(
-                    after(window, cursor), changed_since(window.xmin_since)
-                )
-            )
-    if window.upper is not None:
-        parts.append(held_back(window))
-    inside = sql.SQL(" and ").join(parts) if parts else sql.SQL("true")
-    if nulls != "load":
-        return sql.SQL("{} and {} is not null").format(inside, field)
-    if not parts:
-        return inside
-    late = changed_since(window.xmin_since) if window.xmin_since else sql.SQL("true")
-    return sql.SQL("({} or ({} is null and {}))").format(inside, field, late)
-
-
-def held_back(window: Window) -> sql.Composable:
-    """Return the condition that keeps an append-only log behind the horizon; else true."""
-    if window.upper is None:
-        return sql.SQL("true")
-    return sql.SQL("{} <= {}").format(
-        sql.Identifier(window.cursor.name), _literal(window.cursor, window.upper)
-    )
-
-
-def changed_since(xid: str) -> sql.Composable:
-    """Return the condition for rows written by that transaction id or a later one."""
-    return sql.SQL("age(xmin) <= age({}::xid)").format(sql.Literal(xid))
-
-
-def after(window: Window, position: Position) -> sql.Composable:
-    """Return the condition for rows behind a position."""
-    field = sql.Identifier(window.cursor.name)
-    value = _literal(window.cursor, position.value)
-    if window.id is None or position.id is None:
-        return sql.SQL("{} > {}").format(field, value)
-    return sql.SQL("({}, {}) > ({}, {})").format(
-        field, sql.Identifier(window.id.name), value, _literal(window.id, position.id)
-    )
-
-
-def within(source: Connection, window: Window, span: Span) -> sql.Composable:
-    """Return the condition for rows of a span. Raises UsageError for what is no cursor value."""
-    field = sql.Identifier(window.cursor.name)
-    parts: list[sql.Composable] = [sql.SQL("{} is not null").format(field)]
-    for option, sign, text in (("--since", ">=", span.since), ("--until", "<", span.until)):
-        if text is not None:
-            value = typed(source, window.cursor, text, option)
-            parts.append(
-                sql.SQL("{} {} {}").format(field, sql.SQL(sign), _literal(window.cursor, value))
-            )
-    return sql.SQL(" and ").join(parts)
 
 
 def typed(source: Connection, column: Column, text: str, option: str) -> str:
@@ -370,13 +327,6 @@ def typed(source: Connection, column: Column, text: str, option: str) -> str:
             hint=f"write it such as {example}" if example else None,
         ) from None
     return str(row[0]) if row else text
-
-
-def order(window: Window, nulls: str) -> sql.Composable:
-    """Return the ORDER BY list. Rows without a cursor go first: they never advance the position."""
-    columns = [sql.Identifier(column.name) for column in (window.cursor, window.id) if column]
-    first = sql.SQL(" nulls first") if nulls == "load" else sql.SQL("")
-    return sql.SQL(", ").join([columns[0] + first, *columns[1:]])
 
 
 def _literal(column: Column, value: str) -> sql.Composable:

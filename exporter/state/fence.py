@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 from psycopg import sql
 
-from exporter.config.definition import Definition
+from exporter.config import Destination
 from exporter.errors import DatabaseError, LockedError
-from exporter.state import position as state
+from exporter.state import position
 from exporter.state.position import RUNS, STATE
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 _PATIENCE = 20.0  # seconds for sessions to end
 _HOLDERS = (
@@ -30,20 +30,20 @@ _HOLDERS = (
 )
 
 
-def close(destination: Connection, definition: Definition) -> None:
+def close(destination: Connection, target: Destination) -> None:
     """Keep the ranges of every earlier run from landing. The caller holds the definition's lock.
 
     Waits for a range that is just being committed; then what is stored is final.
     """
     destination.execute(
-        sql.SQL("update {} set run = null where key = %s").format(STATE), (definition.key,)
+        sql.SQL("update {} set run = null where relation = %s").format(STATE), (str(target),)
     )
-    end_sessions(destination, definition)
+    end_sessions(destination, target)
 
 
-def end_sessions(destination: Connection, definition: Definition, part: int | None = None) -> None:
+def end_sessions(destination: Connection, target: Destination, part: int | None = None) -> None:
     """End the sessions that hold a range, or any of the definition. Raises DatabaseError."""
-    asked = {"definition": state.lock_number(definition) >> 32, "range": part}
+    asked = {"definition": position.lock_number(target) >> 32, "range": part}
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         found = destination.execute(
@@ -54,29 +54,29 @@ def end_sessions(destination: Connection, definition: Definition, part: int | No
             return
         time.sleep(0.05)
     raise DatabaseError(
-        f"{definition.key}: sessions of an earlier run do not end",
+        f"{target.key}: sessions of an earlier run do not end",
         hint="select * from pg_stat_activity where application_name = 'dbt-exporter'",
     )
 
 
-def hold(destination: Connection, definition: Definition, run: str, part: int, end: int) -> bool:
+def hold(destination: Connection, target: Destination, run: str, part: int, end: int) -> bool:
     """Take a range for this transaction, False if it has landed before.
 
     The session of an earlier attempt at it is ended. Raises LockedError where the run is over.
     """
-    number = state.lock_number(definition) >> 32
+    number = position.lock_number(target) >> 32
     row = destination.execute(
         "select pg_try_advisory_xact_lock(%s::int, %s::int)", (number, part)
     ).fetchone()
     if not row or not row[0]:
-        end_sessions(destination, definition, part)
+        end_sessions(destination, target, part)
         destination.execute("select pg_advisory_xact_lock(%s::int, %s::int)", (number, part))
-    return _lies_ahead(destination, definition, run, end)
+    return _lies_ahead(destination, target, run, end)
 
 
 def advance(
     destination: Connection,
-    definition: Definition,
+    target: Destination,
     run: str,
     blocks: tuple[int, int],
     stamp: str,
@@ -91,7 +91,8 @@ def advance(
     run_id, rows, written, size = counts
     statement = sql.SQL(
         "with moved as (update {} set next_block = %(end)s, exported_at = %(stamp)s,"
-        " updated_at = now() where key = %(key)s and run = %(run)s and next_block = %(first)s"
+        " updated_at = now()"
+        " where relation = %(relation)s and run = %(run)s and next_block = %(first)s"
         " returning 1),"
         " told as (update {} set rows_read = rows_read + %(rows)s, bytes = bytes + %(size)s,"
         " rows_written = rows_written + %(written)s, rows_unchanged = rows_unchanged"
@@ -100,7 +101,7 @@ def advance(
         " select count(*) from moved"
     ).format(STATE, RUNS)
     values = {
-        "key": definition.key,
+        "relation": str(target),
         "run": run,
         "first": blocks[0],
         "end": blocks[1],
@@ -114,19 +115,19 @@ def advance(
         moved = destination.execute(statement, values).fetchone()
         if moved and moved[0]:
             return True
-        if not _lies_ahead(destination, definition, run, blocks[1]):
+        if not _lies_ahead(destination, target, run, blocks[1]):
             return False
         wait()
 
 
-def check_holder(destination: Connection, definition: Definition) -> None:
+def check_holder(destination: Connection, target: Destination) -> None:
     """Raise LockedError where the run that ranges belong to has ended without a word."""
-    if state.holder(destination, definition) is None:
-        raise LockedError(f"{definition.key}: the load whose ranges these are has ended")
+    if position.holder(destination, target) is None:
+        raise LockedError(f"{target.key}: the load whose ranges these are has ended")
 
 
-def _lies_ahead(destination: Connection, definition: Definition, run: str, end: int) -> bool:
-    now = state.read(destination, definition.key)
+def _lies_ahead(destination: Connection, target: Destination, run: str, end: int) -> bool:
+    now = position.read(destination, target)
     if now.run != run:
-        raise LockedError(f"{definition.key}: another run has taken this load over")
+        raise LockedError(f"{target.key}: another run has taken this load over")
     return (now.next_block or 0) < end

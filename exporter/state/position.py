@@ -9,16 +9,18 @@ from typing import NamedTuple
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from exporter.config.definition import Definition
+from exporter.config import Destination
 from exporter.errors import LockedError
-from exporter.wire.connection import Connection
+from exporter.state.binding import Binding
+from exporter.wire import Connection
 
 SCHEMA = "analytics_raw"
 STATE = sql.Identifier(SCHEMA, "_exporter_state")
 RUNS = sql.Identifier(SCHEMA, "_exporter_runs")
 _TABLES = f"""
 create table if not exists {SCHEMA}._exporter_state (
-    key text primary key,
+    relation text,
+    key text not null,
     cursor_value text,
     cursor_id text,
     watermark_value text,
@@ -33,6 +35,7 @@ create table if not exists {SCHEMA}._exporter_state (
     run text,
     exported_at timestamptz,
     columns jsonb,
+    binding jsonb,
     updated_at timestamptz not null default now()
 );
 create table if not exists {SCHEMA}._exporter_runs (
@@ -53,11 +56,16 @@ create table if not exists {SCHEMA}._exporter_runs (
     error text
 );
 -- what tables of an earlier version lack
-alter table {SCHEMA}._exporter_state add column if not exists run text;
+alter table {SCHEMA}._exporter_state
+    add column if not exists run text,
+    add column if not exists relation text,
+    add column if not exists binding jsonb,
+    drop constraint if exists _exporter_state_pkey;
+create unique index if not exists _exporter_state_relation on {SCHEMA}._exporter_state (relation);
 alter table {SCHEMA}._exporter_runs
     add column if not exists rows_deleted bigint not null default 0;
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
-comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a definition';
+comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a raw table';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
 """
 
@@ -77,11 +85,19 @@ def as_dict(position: Position | None) -> dict[str, str | None] | None:
     return {"value": position.value, "id": position.id} if position else None
 
 
+class Bound(NamedTuple):
+    """The last cursor value that no open transaction can precede; ``type`` is the cursor's."""
+
+    value: str
+    type: str
+
+
 class State(NamedTuple):
-    """What is remembered of a definition.
+    """What is remembered of a raw table.
 
     ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
     ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
+    ``binding`` says which tables the position describes: none where an earlier version stored it.
     ``file`` and ``next_block``: how far an unfinished first load is; ``run`` who may go on with it.
     """
 
@@ -96,21 +112,27 @@ class State(NamedTuple):
     next_block: int | None = None
     run: str | None = None
     exported_at: str | None = None
+    binding: Binding | None = None
 
 
 _POSITIONS = ("cursor", "watermark")
-_PLAIN = [name for name in State._fields if name not in _POSITIONS]
-_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
+_PLAIN = [name for name in State._fields if name not in (*_POSITIONS, "binding")]
+_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN, "binding"]
 _NAMES = ", ".join(_COLUMNS)
+# An earlier version told states apart by the definition's key alone.
+_MINE = "(relation = %s or (relation is null and key = %s))"
 _READ = f"""
 select {_NAMES.replace("exported_at", "exported_at::text")}
-from {SCHEMA}._exporter_state where key = %s
+from {SCHEMA}._exporter_state where {_MINE} order by relation is null limit 1
 """  # noqa: S608  the names are our own
+_COLUMNS_OF = f"""
+select columns from {SCHEMA}._exporter_state where {_MINE} order by relation is null limit 1
+"""  # noqa: S608
 _WRITE = f"""
-insert into {SCHEMA}._exporter_state (key, {_NAMES})
-values ({", ".join(["%s"] * (len(_COLUMNS) + 1))})
-on conflict (key) do update set ({_NAMES}, updated_at)
-    = ({", ".join(f"excluded.{name}" for name in _COLUMNS)}, now())
+insert into {SCHEMA}._exporter_state (relation, key, {_NAMES})
+values ({", ".join(["%s"] * (len(_COLUMNS) + 2))})
+on conflict (relation) do update set (key, {_NAMES}, updated_at)
+    = (excluded.key, {", ".join(f"excluded.{name}" for name in _COLUMNS)}, now())
 """  # noqa: S608
 
 
@@ -118,10 +140,11 @@ def create_tables(destination: Connection) -> None:
     """Create the two tables where they are missing, or of an earlier version."""
     newest = destination.execute(
         "select count(*) from pg_attribute where not attisdropped and (attrelid, attname) in"
-        " ((to_regclass(%s), 'run'), (to_regclass(%s), 'rows_deleted'))",
-        (f"{SCHEMA}._exporter_state", f"{SCHEMA}._exporter_runs"),
+        " ((to_regclass(%(state)s), 'run'), (to_regclass(%(state)s), 'binding'),"
+        " (to_regclass(%(runs)s), 'rows_deleted'))",
+        {"state": f"{SCHEMA}._exporter_state", "runs": f"{SCHEMA}._exporter_runs"},
     ).fetchone()
-    if newest != (2,):
+    if newest != (3,):
         with destination.transaction():
             create_schema(destination, SCHEMA)
             destination.execute(_TABLES)
@@ -138,22 +161,27 @@ def create_schema(destination: Connection, name: str) -> None:
         destination.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(name)))
 
 
-def remembered_columns(destination: Connection, key: str) -> dict[str, str | None] | None:
+def remembered_columns(
+    destination: Connection, target: Destination
+) -> dict[str, str | None] | None:
     """Return the columns of the last load with their types, None for one that was gone by then."""
     row = destination.execute(
-        sql.SQL("select columns from {} where key = %s").format(STATE), (key,)
+        _COLUMNS_OF,
+        (str(target), target.key),
     ).fetchone()
     return row[0] if row else None
 
 
-def remember_columns(destination: Connection, key: str, columns: dict[str, str | None]) -> None:
+def remember_columns(
+    destination: Connection, target: Destination, columns: dict[str, str | None]
+) -> None:
     """Keep them for the next load. Belongs in the transaction that changes raw."""
     destination.execute(
         sql.SQL(
-            "insert into {} (key, columns) values (%s, %s)"
-            " on conflict (key) do update set columns = excluded.columns"
+            "insert into {} (relation, key, columns) values (%s, %s, %s)"
+            " on conflict (relation) do update set columns = excluded.columns"
         ).format(STATE),
-        (key, Jsonb(columns)),
+        (str(target), target.key, Jsonb(columns)),
     )
 
 
@@ -163,20 +191,20 @@ def tables_exist(destination: Connection) -> bool:
     return bool(row and row[0])
 
 
-def lock(destination: Connection, definition: Definition) -> None:
+def lock(destination: Connection, target: Destination) -> None:
     """Take the definition's lock for this session. Raises LockedError where another holds it."""
-    number = lock_number(definition)
+    number = lock_number(target)
     row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
     if row and row[0]:
         return
-    who = holder(destination, definition) or "a session that has ended"
+    who = holder(destination, target) or "a session that has ended"
     raise LockedError(
-        f"{definition.key}: another run holds the lock of {definition.destination}: {who}",
+        f"{target.key}: another run holds the lock of {target}: {who}",
         hint="let it end, or stop it with select pg_terminate_backend(<session>)",
     )
 
 
-def holder(destination: Connection, definition: Definition) -> str | None:
+def holder(destination: Connection, target: Destination) -> str | None:
     """Return who holds the definition's lock, None where nobody does."""
     row = destination.execute(
         "select l.pid, a.application_name, host(a.client_addr), a.backend_start::timestamptz(0)"
@@ -184,7 +212,7 @@ def holder(destination: Connection, definition: Definition) -> str | None:
         " where l.locktype = 'advisory' and l.granted and l.objsubid = 1"
         " and l.database = (select oid from pg_database where datname = current_database())"
         " and (l.classid::bigint << 32 | l.objid::bigint) = %s",
-        (lock_number(definition),),
+        (lock_number(target),),
     ).fetchone()
     if row is None:
         return None
@@ -192,9 +220,9 @@ def holder(destination: Connection, definition: Definition) -> str | None:
     return f"session {pid} ({name or '?'}, from {host or 'a local socket'}, since {since})"
 
 
-def read(destination: Connection, key: str) -> State:
+def read(destination: Connection, target: Destination) -> State:
     """Return what is remembered of a definition: nothing before its first load."""
-    row = destination.execute(_READ, (key,)).fetchone()
+    row = destination.execute(_READ, (str(target), target.key)).fetchone()
     if row is None:
         return State()
     values = dict(zip(_COLUMNS, row, strict=True))
@@ -204,19 +232,46 @@ def read(destination: Connection, key: str) -> State:
         return None if value is None else Position(value, values[f"{name}_id"])
 
     plain = {name: values[name] for name in _PLAIN}
-    return State(position("cursor"), position("watermark"), **plain)
+    binding = Binding.of_json(values["binding"]) if values["binding"] else None
+    return State(position("cursor"), position("watermark"), **plain, binding=binding)
 
 
-def write(destination: Connection, key: str, state: State) -> None:
-    """Store the position. Belongs in the transaction that lands the rows."""
-    values = [
-        state.cursor.value if state.cursor else None,
-        state.cursor.id if state.cursor else None,
-        state.watermark.value if state.watermark else None,
-        state.watermark.id if state.watermark else None,
-        *(getattr(state, name) for name in _PLAIN),
-    ]
-    destination.execute(_WRITE, [key, *values])
+def take_over(destination: Connection, target: Destination) -> None:
+    """Give the raw table the state that an earlier version kept by the definition's key."""
+    destination.execute(
+        sql.SQL(
+            "update {0} set relation = %s where relation is null and key = %s"
+            " and not exists (select from {0} where relation = %s)"
+        ).format(STATE),
+        (str(target), target.key, str(target)),
+    )
+
+
+def write(
+    destination: Connection, target: Destination, state: State, bound: Bound | None = None
+) -> None:
+    """Store the position. Belongs in the transaction that lands the rows.
+
+    With a ``bound`` the watermark becomes the cursor, or the bound where that is earlier.
+    """
+    if bound is not None and state.cursor is not None:
+        beyond = is_beyond(destination, state.cursor, bound)
+        state = state._replace(watermark=Position(bound.value) if beyond else state.cursor)
+    values: list[object] = []
+    for position in (state.cursor, state.watermark):
+        values += position or (None, None)
+    values += (getattr(state, name) for name in _PLAIN)
+    values.append(Jsonb(state.binding.as_json()) if state.binding else None)
+    destination.execute(_WRITE, [str(target), target.key, *values])
+
+
+def is_beyond(destination: Connection, position: Position, bound: Bound) -> bool:
+    """Tell whether a position lies beyond a bound. The server compares: its types are exact."""
+    row = destination.execute(
+        sql.SQL("select %s::{type} > %s::{type}").format(type=sql.SQL(bound.type)),
+        (position.value, bound.value),
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def stamp(destination: Connection, state: State) -> str:
@@ -233,18 +288,6 @@ def stamp(destination: Connection, state: State) -> str:
     return str(row[0])
 
 
-def advanced(
-    destination: Connection, state: State, end: Position, safe: str | None, kind: str
-) -> State:
-    """Return the state with its watermark at a batch's end, or at ``safe`` if that is earlier."""
-    if safe is None:
-        return state
-    row = destination.execute(
-        sql.SQL("select %s::{kind} <= %s::{kind}").format(kind=sql.SQL(kind)), (end.value, safe)
-    ).fetchone()
-    return state._replace(watermark=end if row and row[0] else Position(safe))
-
-
 def later(stamp: str, batches: int) -> str:
     """Return the stamp of a later batch: each is a microsecond after the one before it."""
     seconds, _, fraction = stamp.partition("+")[0].partition(".")
@@ -253,9 +296,9 @@ def later(stamp: str, batches: int) -> str:
     return f"{moment.isoformat(' ', 'microseconds')}+00"
 
 
-def lock_number(definition: Definition) -> int:
-    """Return the number of the definition's advisory lock."""
-    return _number(str(definition.destination))
+def lock_number(target: Destination) -> int:
+    """Return the number of the advisory lock that loads of the raw table hold."""
+    return _number(str(target))
 
 
 def _number(name: str) -> int:

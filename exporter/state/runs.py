@@ -10,7 +10,7 @@ from psycopg import sql
 
 from exporter.errors import ExporterError, LockedError, StoppedError
 from exporter.state.position import RUNS, Position, as_dict
-from exporter.wire.connection import Connection
+from exporter.wire import Connection
 
 
 @dataclass

@@ -32,20 +32,20 @@ def duration(seconds: float) -> str:
     return next(f"{seconds // size:.0f}{unit}" for least, size, unit in _UNITS if seconds >= least)
 
 
-def wrapped(line: str, width: int = 80, first: str = "", rest: str = "") -> list[str]:
-    """Return lines of at most ``width``, ``first`` before the first and ``rest`` before others."""
+def wrapped(line: str, width: int | None, first: str = "", others: str = "") -> list[str]:
+    """Return lines of at most ``width`` or 80 characters, indented by ``first`` and ``others``."""
     return textwrap.wrap(
         " ".join(line.split()),
-        width,
+        width or 80,
         initial_indent=first,
-        subsequent_indent=rest,
+        subsequent_indent=others,
         break_long_words=False,
         break_on_hyphens=False,
     )
 
 
 def width() -> int | None:
-    """Return the terminal's width; None in a pipe, where everything must come through whole."""
+    """Return the terminal's width; None in a pipe, where a reader needs every line whole."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -62,12 +62,12 @@ def table(
     right: Iterable[str] = (),
     width: int | None = None,
 ) -> list[str]:
-    """Return lines with their columns aligned, those named in ``right`` on the right.
+    """Return lines of aligned columns; those named in ``right`` are aligned to the right.
 
     Where a line would be longer than ``width``, the widest column is cut.
     """
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     while width and sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > _SHORTEST:
         widths[widths.index(max(widths))] -= 1
     rights = [name in set(right) for name in head]
@@ -77,7 +77,4 @@ def table(
         padded = text.rjust(size) if at_right else text.ljust(size)
         return coloured(padded, text.partition(" ")[0])
 
-    return [
-        "  ".join(cell(*one) for one in zip(line, widths, rights, strict=True)).rstrip()
-        for line in lines
-    ]
+    return ["  ".join(map(cell, line, widths, rights)).rstrip() for line in lines]

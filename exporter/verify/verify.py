@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psycopg
 
-from exporter.config.definition import Definition
+from exporter import state
+from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load import deletes
-from exporter.load.one import Load, load, reading
+from exporter.load.one import load
+from exporter.load.transfer import After, Transfer, refuse_more
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
-from exporter.source import window
-from exporter.source.catalog import find_table
-from exporter.state import position as state
-from exporter.state.runs import outcome
-from exporter.terminal import signals
-from exporter.terminal.console import Console
-from exporter.wire.connection import Connection, Sessions, connect, stopped_in_order
-from exporter.wire.retry import first_line, with_retries
+from exporter.source import Table, describe, find_table, reader_of
+from exporter.state import outcome
+from exporter.terminal import Console, signals
+from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
 
 
 @dataclass
@@ -173,9 +170,9 @@ def _look(
     verdict: Verdict,
     console: Console,
 ) -> tuple[Comparison, Sums]:
-    table = find_table(source, definition, destination)
-    window.cursor_columns(definition, table)
-    both = comparison(source, destination, definition, table)
+    table = find_table(source, definition.source, destination)
+    describe(definition, table)
+    both = comparison(source, destination, definition.destination, table)
     if both.missing:
         names = ", ".join(both.missing)
         console.say(f"raw does not have {names} yet, the next load adds it", key=definition.key)
@@ -192,65 +189,60 @@ def _look(
     )
     verdict.rows_source, verdict.rows_raw = sums.rows_source, sums.rows_raw
     if sums.differ:
-        _look_closer(source, destination, both, sums, verdict)
+        _look_closer(source, destination, definition, both, sums, verdict)
     return both, sums
 
 
 def _look_closer(
-    source: Connection, destination: Connection, both: Comparison, sums: Sums, verdict: Verdict
+    source: Connection,
+    destination: Connection,
+    definition: Definition,
+    both: Comparison,
+    sums: Sums,
+    verdict: Verdict,
 ) -> None:
     """Tell lost rows from those in flight, by raw and position as of one moment.
 
     The source is looked at after them: what it has then and they have not is for the next load.
     """
-    definition = both.definition
     destination.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     with destination.transaction():
         stored = state.State()
         if state.tables_exist(destination):
-            stored = state.read(destination, definition.key)
-        horizon = window.observe(source, definition, stored)
-        with reading(source, definition):
-            snapshot = window.take_snapshot(source, stored, horizon)
-            view = window.decide(source, definition, both.table, stored, horizon, snapshot)
-            flight = window.condition(
-                view._replace(upper=None),
-                stored.cursor,
-                stored.watermark,
-                definition.source.cursor.nulls,
-            )
-            young = deletes.not_yet(both, horizon)
+            stored = state.read(destination, definition.destination)
+        reader = reader_of(definition, source)
+        with reader.opened(stored, None):
+            flight, young = reader.in_flight(stored), deletes.not_yet(both, reader.horizon)
             verdict.counts = compare.narrow(
                 source, destination, both, sums, flight=flight, young=young
             )
             verdict.rows = compare.name(source, destination, both)
 
 
-def _repairing(
-    verdict: Verdict, before: Comparison, sums: Sums, most: float
-) -> Callable[[Load], None]:
+def _repairing(verdict: Verdict, before: Comparison, sums: Sums, most: float) -> After:
     """Return what the load is to do when it has landed what was in flight."""
 
-    def after(load: Load) -> None:
-        definition, destination = load.definition, load.destination
-        both = comparison(load.source, destination, definition, load.table)
+    def after(transfer: Transfer, table: Table) -> None:
+        attempt, target = transfer.attempt, transfer.raw.target
+        source, destination = attempt.source, attempt.destination
+        both = comparison(source, destination, target, table)
         seen = sums
         if before.missing:  # columns that the load has given to raw meanwhile
-            seen = compare.sums(load.source, destination, both)
-        applies = definition.destination.deletes != "ignore"
+            seen = compare.sums(source, destination, both)
+        applies = target.deletes != "ignore"
         with destination.transaction():
-            young = deletes.not_yet(both, load.horizon)
-            found = compare.narrow(load.source, destination, both, seen, young=young)
-            stamp = deletes.next_stamp(load)
+            young = deletes.not_yet(both, transfer.plan.horizon)
+            found = compare.narrow(source, destination, both, seen, young=young)
+            stamp = deletes.next_stamp(transfer)
             if applies:
-                command = f"exporter verify {definition.key} --repair"
-                deletes.refuse_more(definition.key, found["extra"], seen.rows_raw, most, command)
-                deletes.apply(load, both, stamp)
+                command = f"exporter verify {target.key} --repair"
+                refuse_more(target.key, found["extra"], seen.rows_raw, most, command)
+                deletes.apply(transfer, both, stamp)
             if found["missing"] or found["different"]:
                 where = seen.condition(both.source)
-                verdict.landed = load.transfer.land_at_once(where, stamp)
-            deletes.store(load, stamp)
-        verdict.deleted = load.result.totals.rows_deleted
+                verdict.landed = transfer.land_at_once(table, where, stamp)
+            deletes.store(transfer, stamp)
+        verdict.deleted = attempt.result.totals.rows_deleted
         verdict.kept = 0 if applies else found["extra"]
 
     return after

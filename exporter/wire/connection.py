@@ -1,4 +1,4 @@
-"""Sessions on the databases."""
+"""Sessions on the two databases: their settings, and their end where somebody stops the run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -18,197 +17,149 @@ from psycopg.pq import TransactionStatus
 from exporter.config.environment import url
 from exporter.errors import DatabaseError
 from exporter.terminal import signals
-from exporter.wire import pooler, settings
 
+Connection = psycopg.Connection[Any]
 # Where a connection is lost, psycopg would tell of the rollback that it could not send.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
-# A peer that falls silent, such as a machine that is cut off, ends a session within a minute.
-# Ignored on Unix sockets. TCP's own two hours, and a quarter of one while data is on its way, are
-# longer than anybody waits for a load.
-_KEEPALIVES = {
-    "keepalives_idle": 30,  # seconds
-    "keepalives_interval": 10,
-    "keepalives_count": 2,
-    "tcp_user_timeout": 50_000,  # milliseconds
+_CANCEL = 2.0  # seconds that a server has to take note of a cancellation
+# A peer that falls silent is given up after 30 seconds, unless the URL says otherwise: Linux's own
+# defaults are two hours and more.
+_DEFAULTS: dict[str, str | int] = {
+    "connect_timeout": 10,
+    "application_name": "dbt-exporter",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
 }
-_CANCEL = 5.0  # seconds
-
-
-class Connection(psycopg.Connection[Any]):
-    """A session that ``connect`` opened, on the database that ``variable`` names."""
-
-    variable = ""
-    options = ""  # libpq's, as the URL has them
-    role_path = ""  # the search path that the role, the database or the URL give
-    path = ""  # what is looked through after pg_catalog
-    backend: tuple[int, str] | None = None  # the server's process, and when it began
-    _widened = False
-
-    def settle(self) -> None:
-        """Make the settings that hold from now on, also where ``discard all`` has ended them.
-
-        One round trip. Raises DatabaseError where one does not take effect, psycopg.Error.
-        """
-        asked = settings.wanted(self.info.server_version, self.options)
-        cursor = self.execute(settings.statement(asked).encode())
-        before = cursor.fetchone()
-        cursor.nextset()
-        row = cursor.fetchone()
-        assert before is not None
-        assert row is not None
-        *held, pid, began = row
-        wrong = settings.refused(asked, held)
-        if wrong:
-            raise DatabaseError(
-                f"{self.variable}: a setting did not take effect: {wrong}",
-                hint="name PostgreSQL's own address, or a pooler's that passes settings on",
-            )
-        if self.backend is None:
-            self.role_path, self.backend = before[0], (pid, began)
-        elif self.backend != (pid, began):
-            raise _shared(self.variable, "transaction")
-        self.path, self._widened = "", False
-
-    def look_in(self, path: str) -> None:
-        """Find names in ``pg_catalog``, then in this search path, "" for none.
-
-        Holds until it is called again, or the transaction that it is called in is rolled back.
-        """
-        if not path and not self._widened:
-            return  # what most loads need costs no round trip
-        self.execute(
-            "select pg_catalog.set_config('search_path', %s, false)",
-            (f"pg_catalog, {path}" if path else "pg_catalog",),
-        )
-        # Stays so when the path is narrow again: a rollback would widen it.
-        self.path, self._widened = path, True
-
-    def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Cancel what the session does; once all has to stop, in the time that is left."""
-        super().cancel_safe(timeout=signals.within(timeout))
-
-
-_lock = threading.Lock()
-_open: weakref.WeakSet[Connection] = weakref.WeakSet()
-_connecting: list[str] = []
-_direct: set[str] = set()  # URLs that lead to a server, or to a pool in session mode
-_looking = threading.Lock()  # one session at a time looks where its URL leads
+# Set after connecting, not as start-up options, which a pooler refuses or drops.
+_SETTINGS = {
+    # The text of every value must mean the same on both sides, whatever the servers default to.
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "3",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "xmlbinary": "base64",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    # As pg_dump has it: no function of another schema is taken for PostgreSQL's own, no row is
+    # hidden without an error, and no limit of the role ends a long copy.
+    "search_path": "pg_catalog",
+    "row_security": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    # Blocks are read from the first to the last; short statements are not worth compiling.
+    "synchronize_seqscans": "off",
+    "jit": "off",
+}
+_SINCE = {"idle_session_timeout": 140000, "transaction_timeout": 170000}  # server versions
+# Sessions of this process, each with the pid of its server process.
+_OPEN: weakref.WeakKeyDictionary[Connection, int] = weakref.WeakKeyDictionary()
 
 
 def connect(variable: str) -> Connection:
     """Open an autocommit session on the database that a variable names. Raises DatabaseError."""
-    address = url(variable)
-    parts: dict[str, Any] = conninfo_to_dict(address)
-    parts["client_encoding"] = "UTF8"
-    parts.setdefault("application_name", "dbt-exporter")
-    parts.setdefault("connect_timeout", 10)
-    if signals.stopping():  # only the record of the failure is left to be written
-        parts["connect_timeout"] = 2
-    if str(parts.get("keepalives", "1")) != "0":
-        parts = _KEEPALIVES | parts
-    secrets = [str(parts[name]) for name in ("password", "sslpassword") if parts.get(name)]
-    _connecting.append(variable)
+    parts: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url(variable))}
+    if signals.stopping():
+        parts["connect_timeout"] = 2  # the least that libpq takes: who stopped us waits
     try:
-        connection = _open_session(variable, parts)
-        with _looking if address not in _direct else contextlib.nullcontext():
-            if address not in _direct:
-                _refuse_shared(connection, parts)
-                _direct.add(address)
-    except psycopg.Error as error:
+        session = psycopg.connect(
+            make_conninfo("", **parts, client_encoding="UTF8"),
+            autocommit=True,
+            prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
+        )
+    except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
-        for secret in secrets:
-            reason = reason.replace(secret, "***")
-        raise DatabaseError(f"{variable}: {reason}", hint=_advice(reason)) from None
-    finally:
-        _connecting.remove(variable)
-    return connection
-
-
-def _dial(parts: dict[str, Any]) -> Connection:
-    return Connection.connect(
-        make_conninfo("", **parts),
-        autocommit=True,
-        prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
-    )
-
-
-def _open_session(variable: str, parts: dict[str, Any]) -> Connection:
-    connection = _dial(parts)
-    connection.variable = variable
-    connection.options = str(parts.get("options") or os.environ.get("PGOPTIONS", ""))
-    with _lock:
-        _open.add(connection)
+        password = parts.get("password")
+        if password:
+            reason = reason.replace(str(password), "***")
+        raise DatabaseError(
+            f"{variable}: {reason}", hint="is the server up, and the URL right?"
+        ) from None
     try:
-        connection.settle()
+        pid = settle(session, variable)
+        if pid != session.info.backend_pid:
+            _refuse_transaction_pooling(session, variable, pid)
     except BaseException:
-        connection.close()
+        session.close()
         raise
-    return connection
+    return session
 
 
-def _refuse_shared(connection: Connection, parts: dict[str, Any]) -> None:
-    """Refuse a pooler that lends a server process for a transaction. Raises DatabaseError."""
-    assert connection.backend is not None
-    if not pooler.is_between(connection, connection.backend[0]):
-        return
-    try:
-        try:
-            second = _dial(parts)
-        except psycopg.OperationalError:  # the pooler takes no more clients: it cannot be told
-            return
-        with contextlib.closing(second):
-            mode = pooler.mode(connection, second)
-        if mode:
-            raise _shared(connection.variable, mode)
-    except BaseException:
-        connection.close()
-        raise
+def settle(session: Connection, variable: str) -> int:
+    """Give a session our settings, and read them back; return its server process's pid.
 
-
-def _shared(variable: str, mode: str) -> DatabaseError:
-    return DatabaseError(
-        f"{variable} leads through a pooler in {mode} mode, where one session's locks, settings"
-        " and snapshot are another's",
-        hint="name PostgreSQL's own address, or a pool in session mode",
-    )
-
-
-def _advice(reason: str) -> str:
-    if "startup parameter" in reason:
-        return "a pooler refuses what the URL asks for at the start, such as its `options`"
-    return "is the server up, and the URL right?"
-
-
-def own_sessions(connection: Connection) -> tuple[list[int], list[str]]:
-    """Return the processes of this program's sessions on the same database, and when they began.
-
-    Of a server's processes, these alone are known to be ours: an ``application_name`` is anybody's.
+    Raises DatabaseError where one did not take effect.
     """
-    with _lock:
-        sessions = [one for one in _open if not one.closed and one.variable == connection.variable]
-    found = [one.backend for one in sessions if one.backend is not None]
-    return [pid for pid, _ in found], [began for _, began in found]
+    version = session.info.server_version
+    wanted = {**_SETTINGS, **{name: "0" for name, since in _SINCE.items() if version >= since}}
+    settings = ", ".join(
+        f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in wanted.items()
+    )
+    read = ", ".join(f"pg_catalog.current_setting('{name}')" for name in wanted)
+    cursor = session.execute(f"select {settings}; select pg_catalog.pg_backend_pid(), {read}")
+    cursor.nextset()
+    row = cursor.fetchone()
+    assert row is not None
+    pid, *found = row
+    for (name, value), now in zip(wanted.items(), found, strict=True):
+        if now != value:
+            raise DatabaseError(
+                f"{variable}: the setting {name} is {now}, and could not be set to {value}",
+                hint="something between us and the server, or a setting of the role, forbids it",
+            )
+    _OPEN[session] = pid
+    return int(pid)
 
 
-def sever(connection: Connection) -> None:
-    """Shut a session's socket: whoever waits for it, in any thread, gets an OperationalError."""
-    with contextlib.suppress(psycopg.Error, OSError):
-        one = socket.socket(fileno=connection.pgconn.socket)
+def find_operators(session: Connection, types: Iterable[str]) -> None:
+    """Let the operators of these types be found, until the settings are set again.
+
+    Those of an extension's type are in its schema, by which PostgreSQL then names the type.
+    """
+    schemas = {schema for schema, dot, _ in (one.rpartition(".") for one in types) if dot}
+    if schemas:
+        path = ", ".join(["pg_catalog", *sorted(schemas)])
+        session.execute("select set_config('search_path', %s, false)", (path,))
+
+
+def own_pids() -> list[int]:
+    """Return the pids of the server processes that serve this process."""
+    return list(_OPEN.values())
+
+
+def _refuse_transaction_pooling(session: Connection, variable: str, pid: int) -> None:
+    """Raise DatabaseError where a pooler gives the server process away between transactions.
+
+    The pid that the pooler told us is not the server's. A second session then gets the process
+    that the first one had, or the first one another: with a process each, neither can happen.
+    """
+    try:
+        other = psycopg.connect(
+            make_conninfo(url(variable), connect_timeout=2, client_encoding="UTF8"), autocommit=True
+        )
+    except psycopg.OperationalError:
+        return  # all its processes are taken: the first session keeps one
+    with contextlib.closing(other):
         try:
-            one.shutdown(socket.SHUT_RDWR)
-        finally:
-            one.detach()  # libpq closes it
-
-
-def _sever_all() -> bool:
-    with _lock:
-        sessions = [one for one in _open if not one.closed]
-    for one in sessions:
-        sever(one)
-    return bool(sessions or _connecting)
-
-
-signals.at_stop(_sever_all)
+            with other.transaction():
+                theirs = other.execute("select pg_catalog.pg_backend_pid()").fetchone()
+                ours = session.execute("select pg_catalog.pg_backend_pid()").fetchone()
+            shared = theirs == (pid,) or ours != (pid,)
+        except psycopg.Error:  # "transaction blocks not allowed": it gives away more than that
+            shared = True
+    if shared:
+        raise DatabaseError(
+            f"{variable} leads through a pooler that gives a session another server process for"
+            " each transaction (PgBouncer: pool_mode = transaction or statement)",
+            hint="locks and snapshots need one: name the server itself, or a pool in session mode",
+        )
 
 
 class Sessions:
@@ -232,15 +183,15 @@ class Sessions:
 
         Where an error is raised they are closed: nobody knows what state they are in.
         """
+        variables = ("DATABASE_URL_ANALYTICS", "DATABASE_URL_CORE")
         try:
-            try:
-                for session in self._kept:
-                    session.settle()  # a server or a firewall may have ended an idle one
-            except psycopg.Error:
-                self._close()
+            for session, variable in zip(self._kept, variables, strict=False):
+                settle(session, variable)  # a server or a firewall may have ended an idle one
+        except psycopg.Error:
+            self._close()
+        try:
             if not self._kept:
-                self._kept.append(connect("DATABASE_URL_ANALYTICS"))
-                self._kept.append(connect("DATABASE_URL_CORE"))
+                self._kept += (connect(variable) for variable in variables)
             destination, source = self._kept
             yield destination, source
         except BaseException:
@@ -275,3 +226,18 @@ def cancel(connection: Connection) -> None:
     if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
         with contextlib.suppress(psycopg.Error):
             connection.cancel_safe(timeout=_CANCEL)
+
+
+def sever(connection: Connection) -> None:
+    """End a session's traffic on the spot: whoever waits for its server gets an error."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours,
+    ):
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+def sever_all() -> None:
+    """Do so with every session of this process: it is to end, whatever the servers do."""
+    for connection in list(_OPEN):
+        sever(connection)

@@ -6,7 +6,6 @@ runs in a thread of its own, so that the source fills the buffer while the desti
 
 from __future__ import annotations
 
-import contextlib
 import re
 import select
 import threading
@@ -16,9 +15,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from psycopg import errors, sql
-from psycopg.pq import ExecStatus, TransactionStatus, abc
+from psycopg.pq import ExecStatus, abc
 
-from exporter.wire.connection import Connection, sever
+from exporter.wire.connection import Connection, cancel, sever
 
 BLOCK = 48 * 1024  # bytes; smaller and larger blocks both cost more time a row
 AHEAD = 8 * 1024 * 1024  # bytes read and not yet written
@@ -26,7 +25,7 @@ _SLICE = 256 * 1024  # bytes handed to libpq at once; its buffer never shrinks a
 _LONG = 1024  # bytes of a value that is no cursor and no key
 _GATHER = 0.0002  # seconds; the socket's own buffer holds what comes meanwhile
 _READS = 4  # after a small row: libpq's buffer grows, to 128 KB here, when asked again while full
-_CANCEL = 2.0  # seconds for a server to end a copy that nobody wants any more
+_PATIENCE = 1.0  # seconds that a cancelled copy has to end
 _POLL = 0.5  # seconds between looks at whether the other side gave up
 
 
@@ -154,6 +153,16 @@ def _shortened(row: memoryview) -> bytes:
     return b"\t".join(bytes(row[a:b]) if b - a <= _LONG else b"" for a, b in spans) + b"\n"
 
 
+def one_batch(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks up to the end of a batch, keeping none."""
+    while True:
+        block = next(blocks, END_OF_BATCH)
+        if block is END_OF_BATCH:
+            return
+        yield block
+        del block
+
+
 class CopyIn:
     """``COPY … FROM STDIN`` on a connection: ``write`` blocks, then ``finish``."""
 
@@ -177,11 +186,11 @@ class CopyIn:
 
     def abandon(self) -> None:
         """End the copy as failed, leaving the transaction to be rolled back."""
-        if self._pgconn.transaction_status == TransactionStatus.ACTIVE:
-            with contextlib.suppress(errors.Error):  # what led here says more than a lost server
-                self._pgconn.put_copy_end(b"the other side failed")
-                _flush(self._pgconn)
-                _drain(self._pgconn)
+        if self._pgconn.transaction_status == 1:  # active
+            self._pgconn.put_copy_end(b"the other side failed")
+            _flush(self._pgconn)
+            while self._pgconn.get_result():
+                pass
 
 
 def pour(
@@ -242,19 +251,15 @@ class ReadAhead:
             return bool(self._blocks)
 
     def stop(self, connection: Connection) -> None:
-        """End the thread; close the connection that it left in a copy. Safe to call twice.
-
-        A server that has fallen silent is not waited for.
-        """
+        """End the thread; close the connection that it left in a copy. Safe to call twice."""
         with self._change:
             self._stopped = True
             running = not self._ended
             self._change.notify_all()
         if running:
-            with contextlib.suppress(errors.Error):  # the server may be gone
-                connection.cancel_safe(timeout=_CANCEL)
-            self._thread.join(_CANCEL)
-            sever(connection)
+            cancel(connection)
+            self._thread.join(_PATIENCE)
+            sever(connection)  # a peer that has fallen silent would keep the thread for ever
         self._thread.join()
         if running:
             connection.close()
@@ -308,17 +313,9 @@ def _start(pgconn: abc.PGconn, statement: bytes, expected: ExecStatus) -> None:
         _wait_readable(pgconn)
     result = pgconn.get_result()
     if result is None or result.status != expected:
-        _drain(pgconn)
+        while pgconn.get_result():
+            pass
         raise _error(pgconn, result)
-
-
-def _drain(pgconn: abc.PGconn) -> None:
-    """Take what is left of a statement's results. libpq's own waiting could not be interrupted."""
-    while True:
-        while pgconn.is_busy():
-            _wait_readable(pgconn)
-        if pgconn.get_result() is None:
-            return
 
 
 def _finish(pgconn: abc.PGconn) -> int:

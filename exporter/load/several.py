@@ -1,0 +1,50 @@
+"""Several loads at once: in threads of this process, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import psycopg
+
+from exporter.config import Definition
+from exporter.errors import DatabaseError
+from exporter.load.threads import Team
+from exporter.source.catalog import blocks_of
+from exporter.state import Result
+from exporter.terminal import Console
+from exporter.wire import connect
+
+
+def side_by_side(
+    definitions: Iterable[Definition],
+    load: Callable[..., Result],
+    console: Console,
+    jobs: int | None,
+    most: int | None,
+    scheduler: str | None,
+) -> Iterator[Result]:
+    """Load so many definitions at once, the largest first; yield results as they come.
+
+    ``load`` has yet to get a definition, a console, sessions and a crew. ``most`` bounds the
+    sessions on each database, ``scheduler`` is the address of a Dask cluster that is to do it.
+    """
+    chosen = list(definitions)
+    blocks = {definition.key: 0 for definition in chosen}
+    if len(chosen) > 1 or scheduler:  # each load tells by itself what is wrong with the source
+        with (
+            contextlib.suppress(DatabaseError, psycopg.Error),
+            connect("DATABASE_URL_CORE") as core,
+        ):
+            blocks.update(blocks_of(core, {one.key: one.source for one in chosen}))
+    chosen.sort(key=lambda definition: blocks[definition.key], reverse=True)
+    if scheduler:
+        from exporter.load.cluster import Cluster, shared_keys  # noqa: PLC0415  imports Dask
+
+        shared = shared_keys(chosen, blocks)
+        yield from Cluster(scheduler, console, jobs, most).load_all(chosen, load, shared)
+        return
+    jobs = jobs or 1
+    yield from Team(min(jobs, most or jobs)).run(
+        chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew)
+    )

@@ -1,0 +1,71 @@
+"""What a load makes of the stored position, before anything is read."""
+
+from __future__ import annotations
+
+from exporter.errors import SourceError
+from exporter.load.transfer import Attempt
+from exporter.source import Reader
+from exporter.state import Binding, Judgement, State, Worth, judge
+from exporter.state.binding import changed_columns, is_elsewhere
+
+
+def refuse_elsewhere(attempt: Attempt, stored: State, reader: Reader) -> None:
+    """Raise SourceError where the position belongs to another database or cluster."""
+    key, bound = attempt.definition.key, stored.binding
+    if bound is None or not is_elsewhere(bound.source, reader.found):
+        return
+    raise SourceError(
+        f"{key}: the position is that of database {bound.source.database} in cluster"
+        f" {bound.source.cluster or '?'}; DATABASE_URL_CORE leads to {reader.found.database} in"
+        f" {reader.found.cluster or '?'}",
+        hint=f"exporter load {key} --full-refresh starts over; after a planned move,"
+        f" exporter state adopt {key} keeps the position",
+    )
+
+
+def settle(
+    attempt: Attempt, stored: State, reader: Reader, now: Binding, *, empty: bool
+) -> tuple[State, Worth]:
+    """Return the position that the load goes on from, and what made it so; tell the reason.
+
+    Raises SourceError where an append-only log would take rows twice.
+    """
+    judgement = _judged(stored, reader, now, empty=empty)
+    if stored.binding and judgement.worth is Worth.ONWARD:
+        _tell_columns(attempt, stored.binding, now)
+    if judgement.reason:
+        attempt.say(judgement.reason, "info" if judgement.worth is Worth.ONWARD else "warning")
+    append = attempt.definition.destination.mode == "append"
+    if append and judgement.worth in (Worth.REREAD, Worth.SWEEP):
+        key = attempt.definition.key
+        raise SourceError(
+            f"{key} is append-only: read again, its rows would be there twice",
+            hint=f"exporter load {key} --full-refresh starts over;"
+            f" exporter state adopt {key} goes on from the position as it is",
+        )
+    if judgement.worth in (Worth.ONWARD, Worth.SWEEP):
+        bound = stored.binding if stored.cursor or stored.next_block else now
+        return stored._replace(binding=bound), judgement.worth
+    # The stamp stays: a later one that is lower would be passed over by the models.
+    return State(exported_at=stored.exported_at, binding=now), judgement.worth
+
+
+def _judged(stored: State, reader: Reader, now: Binding, *, empty: bool) -> Judgement:
+    if stored.cursor is None and not stored.next_block:
+        return Judgement(Worth.ONWARD)  # nothing has landed yet
+    # A state of an earlier version says nothing of its tables: it is taken to describe these.
+    judgement = judge(stored.binding or now, now, raw_is_empty=empty)
+    if judgement.worth is not Worth.ONWARD:
+        return judgement
+    doubt = reader.doubt(stored)
+    return judgement if doubt.worth is Worth.ONWARD else doubt
+
+
+def _tell_columns(attempt: Attempt, before: Binding, now: Binding) -> None:
+    changed = changed_columns(before.reading, now.reading)
+    known = [name for name in changed if name in before.reading.columns]
+    if known:
+        attempt.say(
+            f"the expression of {', '.join(known)} has changed: rows that landed before keep what"
+            f" the old one gave; exporter load {attempt.definition.key} --full-refresh renews them"
+        )

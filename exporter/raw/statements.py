@@ -1,0 +1,195 @@
+"""The statements by which rows land in raw. Nothing here talks to a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from exporter.raw.table import DELETED, STAMP, RawTable
+from exporter.source import BEYOND, Column, Lands
+
+STAGING = sql.Identifier("_exporter_staging")
+_COMMA = sql.SQL(", ")
+
+
+def copy_statement(raw: RawTable) -> sql.Composed:
+    """Return the statement for rows that come in binary, with their stamp, into raw itself."""
+    names = [sql.Identifier(column.name) for column in raw.columns]
+    return sql.SQL("copy {} ({}) from stdin (format binary)").format(
+        raw.name, _COMMA.join([*names, sql.Identifier(STAMP)])
+    )
+
+
+def landing(
+    raw: RawTable, lands: Lands, stamp: str, order: Sequence[Column], *, late: bool = True
+) -> list[sql.Composed]:
+    """Return the statements for staged rows: of a whole table, the first one removes what is gone.
+
+    ``late``: of rows that say whether they lie beyond the stored position, some may not.
+    """
+    if lands is Lands.WHOLE:
+        return [_remove_absent(raw, stamp), _apply(raw, stamp, order)]
+    if lands is Lands.BEYOND and raw.keyed and not raw.in_shards:
+        return [_replace(raw, stamp, order), *([_apply(raw, stamp, [], late=True)] if late else [])]
+    return [_apply(raw, stamp, order)]
+
+
+def _remove_absent(raw: RawTable, stamp: str) -> sql.Composed:
+    """Return the statement for rows of raw that are not staged."""
+    if not raw.key:
+        return sql.SQL("delete from {}").format(raw.name)
+    if raw.in_shards:
+        key = _COMMA.join(raw.key)
+        absent = sql.SQL("({}) not in (select {} from {})").format(key, key, STAGING)
+    else:
+        same = _same_key(raw, "s", "r")
+        absent = sql.SQL("not exists (select from {} s where {})").format(STAGING, same)
+    return gone(raw, stamp) + sql.SQL(" where {}").format(absent) + living(raw)
+
+
+def gone(raw: RawTable, stamp: str) -> sql.Composed:
+    """Return the statement for rows ``r`` that are gone at the source, without its condition.
+
+    They are marked, so that models see it, or removed.
+    """
+    if raw.target.deletes != "mark":
+        return sql.SQL("delete from {} r").format(raw.name)
+    names = [DELETED, STAMP] if raw.stamped else [DELETED]
+    return sql.SQL("update {} r set {}").format(
+        raw.name,
+        _COMMA.join(
+            sql.SQL("{} = {}::timestamptz").format(sql.Identifier(name), sql.Literal(stamp))
+            for name in names
+        ),
+    )
+
+
+def living(raw: RawTable) -> sql.Composable:
+    """Return the condition that leaves out rows ``r`` that are marked already."""
+    if raw.target.deletes != "mark":
+        return sql.SQL("")
+    return sql.SQL(" and r.{} is null").format(sql.Identifier(DELETED))
+
+
+def _same_key(raw: RawTable, left: str, right: str) -> sql.Composable:
+    return sql.SQL(" and ").join(
+        sql.SQL("{}.{} = {}.{}").format(sql.SQL(left), key, sql.SQL(right), key) for key in raw.key
+    )
+
+
+def _insert(raw: RawTable, stamp: str) -> sql.Composed:
+    names = [sql.Identifier(column.name) for column in raw.columns]
+    return sql.SQL("insert into {} as d ({}) select {}{} from ").format(
+        raw.name,
+        _COMMA.join(_target(raw)),
+        _COMMA.join(sql.SQL("s.") + name for name in names),
+        sql.SQL(", {}::timestamptz").format(sql.Literal(stamp)) if raw.stamped else sql.SQL(""),
+    )
+
+
+def _update(raw: RawTable) -> sql.Composed:
+    # What is staged is there at the source: its mark, which no staged row has, goes.
+    target = [*_target(raw), sql.Identifier(DELETED)] if raw.marked else _target(raw)
+    return sql.SQL(" on conflict ({}) do update set ({}) = row({})").format(
+        _COMMA.join(raw.key),
+        _COMMA.join(target),
+        _COMMA.join(sql.SQL("excluded.") + name for name in target),
+    )
+
+
+def _target(raw: RawTable) -> list[sql.Identifier]:
+    names = [sql.Identifier(column.name) for column in raw.columns]
+    return [*names, sql.Identifier(STAMP)] if raw.stamped else names
+
+
+def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
+    """Return the condition for two rows that differ. ``*<>`` compares images: any type has them."""
+    rows = [
+        sql.SQL("row({})::record").format(
+            _COMMA.join(sql.SQL(f"{side}.") + sql.Identifier(c.name) for c in raw.columns)
+        )
+        for side in (new, old)
+    ]
+    # Citus takes a comparison of rows apart; two rows that differ are not spelled alike, either.
+    form = "({0})::text is distinct from ({1})::text" if raw.in_shards else "{0} *<> {1}"
+    differs = sql.SQL(form).format(*rows)
+    if not raw.marked:
+        return differs
+    return sql.SQL("({} or {}.{} is not null)").format(
+        differs, sql.SQL(old), sql.Identifier(DELETED)
+    )
+
+
+def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed:
+    """Return the statement for rows beyond the stored position: one look-up each."""
+    return (
+        _insert(raw, stamp)
+        + sql.SQL("{} s where s.{}").format(STAGING, sql.Identifier(BEYOND.name))
+        + _update(raw)
+        + sql.SQL(" where {}{}").format(_moved(raw, order), _differs(raw, "excluded", "d"))
+    )
+
+
+def _moved(raw: RawTable, order: Sequence[Column]) -> sql.Composable:
+    """Return what tells of most rows by the cursor alone, at less cost, that they differ."""
+    cursor = order[0]
+    if not raw.exact or cursor not in raw.columns:
+        return sql.SQL("")
+    name = sql.Identifier(cursor.name)
+    return sql.SQL("excluded.{} is distinct from d.{} or ").format(name, name)
+
+
+def _apply(
+    raw: RawTable, stamp: str, order: Sequence[Column], *, late: bool = False
+) -> sql.Composed:
+    """Return the statement for staged rows of which most may be in raw already.
+
+    ``late``: only those that are not beyond the stored position.
+    """
+    insert = _insert(raw, stamp)
+    if not raw.key:
+        return insert + sql.SQL("{} s").format(STAGING)
+    staged: sql.Composable = STAGING
+    guard: sql.Composable = sql.SQL("")
+    if not raw.unique_at_source and order:
+        newest = _COMMA.join(
+            [*raw.key, *(sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in order)]
+        )
+        staged = sql.SQL("(select distinct on ({}) * from {} order by {})").format(
+            _COMMA.join(raw.key), STAGING, newest
+        )
+        stored = {column.name for column in raw.columns}
+        kept = [sql.Identifier(column.name) for column in order if column.name in stored]
+        if kept:
+            guard = sql.SQL(" and (o.{} is null or ({}) >= ({}))").format(
+                kept[0],
+                _COMMA.join(sql.SQL("s.") + name for name in kept),
+                _COMMA.join(sql.SQL("o.") + name for name in kept),
+            )
+    stored_rows: sql.Composable = raw.name
+    if raw.in_shards:  # only the rows that are asked for come to the node that has the staged ones
+        key = _COMMA.join(raw.key)
+        stored_rows = sql.SQL("(select * from {} where ({}) in (select {} from {}))").format(
+            raw.name, key, key, STAGING
+        )
+    # ON CONFLICT DO UPDATE … WHERE locks, and so writes, every row that it then leaves alone: the
+    # join keeps unchanged rows away from it.
+    return (
+        insert
+        + sql.SQL(
+            "{staged} s left join {raw} o on {same} where {late}(o.{first} is null"
+            " or ({differs}{guard}))"
+        ).format(
+            staged=staged,
+            raw=stored_rows,
+            same=_same_key(raw, "s", "o"),
+            late=sql.SQL("s.{} is not true and ").format(sql.Identifier(BEYOND.name))
+            if late
+            else sql.SQL(""),
+            first=raw.key[0],
+            differs=_differs(raw, "s", "o"),
+            guard=guard,
+        )
+        + _update(raw)
+    )

@@ -1,0 +1,171 @@
+"""What the reading session sees, and what other sessions can still commit behind it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from exporter.config import SourceTable
+from exporter.errors import SourceError
+from exporter.source.catalog import Table
+from exporter.state import Source, State
+from exporter.wire import Connection, first_line, own_pids
+
+TRUE = sql.SQL("true")
+_XID_TRUST = 1_000_000_000  # half of the distance at which age() of a transaction id turns over
+# Sessions are asked for before prepared transactions: one that is just becoming prepared is then
+# found in one of the two at least.
+_OPEN = """
+with open as materialized (
+    select min(xact_start) as oldest, count(*) filter (
+        where usesysid is not null and state is null and not pg_has_role(usesysid, 'usage')
+    ) as hidden
+    from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid()
+        and backend_type not in ('autovacuum worker', 'walsender')
+        and pid <> all (%s::int[])
+)
+select clock_timestamp()::text,
+    case when pg_is_in_recovery() then least(clock_timestamp(), pg_last_xact_replay_timestamp())
+        else least(oldest, clock_timestamp()) end::text,
+    hidden > 0 and not pg_has_role('pg_read_all_stats', 'usage'), pg_is_in_recovery(),
+    has_function_privilege('pg_control_system()', 'execute')
+        and has_function_privilege('pg_control_checkpoint()', 'execute')
+from open
+"""
+# The timeline is asked of the WAL: pg_control_checkpoint() has the old one until the first
+# checkpoint after a promotion. What the role may not ask is null.
+_IDENTITY = """
+select exists (select from pg_prepared_xacts where database = current_database()),
+    {cluster}, (select oid::bigint from pg_database where datname = current_database()),
+    current_database(),
+    case when pg_is_in_recovery() then {recovery} else
+        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int end,
+    (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end
+        - '0/0'::pg_lsn)::bigint
+"""
+_ASKED = {
+    True: _IDENTITY.format(
+        cluster="(select system_identifier::text from pg_control_system())",
+        recovery="(select timeline_id from pg_control_checkpoint())",
+    ),
+    False: _IDENTITY.format(cluster="null", recovery="null"),
+}
+
+
+class Server(NamedTuple):
+    """Which server and database it is; None for what the role may not ask."""
+
+    cluster: str | None
+    database: str  # its oid and its name
+    timeline: int | None
+    lsn: int | None
+
+    @property
+    def identity(self) -> str:
+        """Within what transaction ids mean something: cluster, timeline and database."""
+        return "/".join(str(one) for one in (self.cluster, self.timeline, self.database) if one)
+
+
+class Horizon(NamedTuple):
+    """What the source's other sessions can still commit behind. Times are ISO text, UTC."""
+
+    clock: str
+    oldest_open: str  # '-infinity' where it cannot be told
+    blind: bool  # sessions of other roles are hidden from us
+    standby: bool
+    server: Server
+
+
+class Snapshot(NamedTuple):
+    """What the reading transaction sees.
+
+    ``xmin`` is its oldest running transaction, ``xmax`` the next one to begin. ``since``, where it
+    is known, is the ``xmin`` of the snapshot before: rows of an older transaction were in that one.
+    """
+
+    xmin: str
+    xmax: str
+    since: str | None
+
+
+def observe(source: Connection, stored: State) -> Horizon:
+    """Look at what is open on the source. Must run before the snapshot is taken."""
+    row = source.execute(_OPEN, (own_pids(),)).fetchone()
+    assert row is not None
+    clock, oldest, blind, standby, controls = row
+    rest = source.execute(_ASKED[controls]).fetchone()
+    assert rest is not None
+    prepared, cluster, oid, name, timeline, lsn = rest
+    if prepared:
+        # When a prepared transaction began is not recorded. It was open, or had not begun, when
+        # we last looked, so it began at or after that horizon.
+        oldest = stored.horizon or "-infinity"
+    server = Server(cluster, f"{oid}/{name}", timeline, lsn)
+    return Horizon(clock, oldest, blind, standby, server)
+
+
+@contextlib.contextmanager
+def reading(source: Connection, declared: SourceTable) -> Iterator[None]:
+    """Open the transaction that reads: one snapshot, of a table that nobody rewrites meanwhile.
+
+    Raises SourceError.
+    """
+    table = declared.name
+    begin = sql.SQL("begin isolation level repeatable read read only")
+    try:
+        # Locked before the snapshot is taken: a table that is rewritten between the two looks
+        # empty to the snapshot, and the watermark would pass its rows.
+        source.execute(begin + sql.SQL("; lock table {} in access share mode").format(table))
+    except (psycopg.errors.UndefinedTable, psycopg.errors.WrongObjectType):
+        source.execute(sql.SQL("rollback; ") + begin)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SourceError(
+            f"{declared.where}: {first_line(error)}",
+            hint=f"grant select on {table.as_string(source)} to DATABASE_URL_CORE's role",
+        ) from None
+    yield
+    source.execute("commit")
+
+
+def take_snapshot(source: Connection, stored: State, horizon: Horizon) -> Snapshot:
+    """Return what the running REPEATABLE READ transaction sees."""
+    row = source.execute(
+        "select pg_snapshot_xmin(pg_current_snapshot())::text,"
+        " pg_snapshot_xmax(pg_current_snapshot())::text"
+    ).fetchone()
+    assert row is not None
+    before = int(stored.snapshot_xmin) if stored.snapshot_xmin else None
+    usable = (
+        before is not None
+        and stored.source == horizon.server.identity
+        and 0 <= int(row[1]) - before < _XID_TRUST
+    )
+    since = str(before % 2**32) if before is not None and usable else None
+    return Snapshot(row[0], row[1], since)
+
+
+def found(horizon: Horizon, snapshot: Snapshot, table: Table) -> Source:
+    """Return what a position is bound to at the source."""
+    server, declared = horizon.server, table.declared
+    return Source(
+        cluster=server.cluster,
+        database=server.database,
+        timeline=server.timeline,
+        lsn=server.lsn,
+        next_xid=int(snapshot.xmax),
+        standby=horizon.standby,
+        clock=horizon.clock,
+        table=f"{declared.schema}.{declared.table}",
+        oid=table.oid,
+        partitions=table.partitions,
+    )
+
+
+def changed_since(xid: str) -> sql.Composable:
+    """Return the condition for rows written by that transaction id or a later one."""
+    return sql.SQL("age(xmin) <= age({}::xid)").format(sql.Literal(xid))

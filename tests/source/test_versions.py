@@ -1,0 +1,102 @@
+"""A source and a destination of different major versions, wherever two are on the machine."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from exporter.demo import embedded
+from tests.conftest import Workplace, empty_project
+from tests.helpers import every_type
+
+
+def _major(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        return connection.info.server_version // 10000
+
+
+@pytest.fixture(scope="module")
+def pair(servers: tuple[str, str]) -> Iterator[list[str]]:
+    """The URLs of an older and of a newer server."""
+    majors = [_major(url) for url in servers]
+    if majors[0] != majors[1]:
+        yield sorted(servers, key=_major)
+        return
+    for folder in embedded._candidates():
+        program = folder / "postgres"
+        if not program.is_file():
+            continue
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        if int(said.stdout.split()[2].split(".")[0]) != majors[0]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("EXPORTER_PG_BIN", str(folder))
+                with embedded.running_server({"fsync": "off"}) as server:
+                    yield sorted([servers[0], server.url("postgres")], key=_major)
+            return
+    pytest.skip(f"no server programs of another version than PostgreSQL {majors[0]} here")
+
+
+@pytest.fixture(params=["upward", "downward"])
+def apart(request: pytest.FixtureRequest, pair: list[str], tmp_path: Path) -> Iterator[Workplace]:
+    """An empty project whose source is the older server, or the newer one."""
+    older, newer = pair
+    servers = (older, newer) if request.param == "upward" else (newer, older)
+    yield from empty_project(servers, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["binary", "text"])
+def test_every_type_lands_between_versions(apart: Workplace, path: str) -> None:
+    columns = every_type.make(apart)
+    versions = [every_type.version(apart, url) for url in (apart.core, apart.analytics)]
+    bare = {name: kind.removesuffix("[]") for name, kind in columns.items()}
+    text_form = {"tsquery", "oidvector", "int2vector"}
+    for since, kinds in (
+        (140000, {"numeric", "numeric(12,3)", "numeric(3,-2)", "amount", "amounts"}),
+        (170000, {"interval", "interval day to second(3)"}),
+    ):
+        if len({version < since for version in versions}) == 2:
+            text_form |= kinds
+    exclude = [name for name, kind in bare.items() if path == "binary" and kind in text_form]
+    every_type.landed_alike(apart, "typed", exclude)
+    landed = apart.types("analytics_raw.typed")
+    source, destination = versions
+    for name in landed.keys() & bare.keys():
+        kind = bare[name]
+        lacking = destination < every_type.SINCE.get(kind, 0) or (
+            kind == '"char"' and destination < 150000 <= source
+        )
+        array = "[]" if columns[name].endswith("[]") else ""
+        if kind == "numeric(3,-2)" and lacking:
+            assert landed[name] == f"numeric{array}"
+        elif lacking:
+            assert landed[name] == f"text{array}"
+        elif kind in every_type.SINCE:
+            assert landed[name] == columns[name]
+
+
+@pytest.mark.parametrize(("kind", "since"), [("numeric", 140000), ("interval", 170000)])
+def test_infinities_that_the_destination_lacks_are_refused(
+    apart: Workplace, kind: str, since: int
+) -> None:
+    """Taken for a number of the older server, they would land as another value."""
+    versions = [every_type.version(apart, url) for url in (apart.core, apart.analytics)]
+    if versions[0] < since:
+        pytest.skip(f"the source has no infinite {kind}")
+    apart.query(
+        apart.core,
+        f"create table shape (id int primary key, v {kind});"
+        f" insert into shape values (1, '1'), (2, 'infinity')",
+    )
+    apart.define(every_type.SHAPE.format("shape"))
+    done = apart.run("exporter", "load")
+    if versions[1] < since:
+        assert done.returncode == 1
+        assert "row id=2, column v" in done.stderr
+    else:
+        assert done.returncode == 0
+        rows = apart.query(apart.analytics, "select v::text from analytics_raw.shape where id = 2")
+        assert rows[0][0].lower() == "infinity"

@@ -15,7 +15,7 @@ from psycopg import sql
 from exporter import state
 from exporter.errors import DatabaseError
 from exporter.raw import RawTable, landing
-from exporter.source import Blocks, Column, Lands, Range
+from exporter.source import Blocks, Column, Lands, Range, look_further
 from exporter.state import Result, fence
 from exporter.terminal import Progress
 from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch
@@ -239,5 +239,6 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
             f"{first.key}: the snapshot of this first load is gone",
             hint="DATABASE_URL_CORE must name the same server for all who share a load",
         ) from None
+    look_further(source, first.blocks.table)
     yield
     source.execute("commit")

@@ -18,7 +18,7 @@ from exporter.errors import DatabaseError
 from exporter.raw import RawTable
 from exporter.raw.landing import Staging
 from exporter.raw.statements import copy_statement
-from exporter.source import Blocks, Column, Lands, Range
+from exporter.source import Blocks, Column, Lands, Range, look_further
 from exporter.state import Totals, fence
 from exporter.terminal import Progress
 from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch, pour
@@ -191,5 +191,6 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
             f"{first.raw.target.key}: the snapshot of this first load is gone",
             hint="DATABASE_URL_CORE must name the same server for all who share a load",
         ) from None
+    look_further(source, first.blocks.table)
     yield
     source.execute("commit")

@@ -23,16 +23,7 @@ from exporter.source.snapshot import (
 )
 from exporter.source.window import Span, Window, cursor_columns, decide, newest_number
 from exporter.state import Judgement, Position, Reading, Source, State, Worth
-from exporter.wire import (
-    Block,
-    Connection,
-    Limit,
-    ReadAhead,
-    copy_out,
-    field,
-    find_operators,
-    one_batch,
-)
+from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, field, one_batch
 
 _SMALL = 1024  # blocks, 8 MB: not worth another way
 BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
@@ -69,8 +60,6 @@ class CursorReader:
                 horizon=horizon.oldest_open,
             )
             columns = cursor_columns(declared, self.table)
-            kinds = [one.base for one in columns if one and one.has_extension_type]
-            find_operators(source, kinds)
             if destination:
                 self._refuse_nulls(columns)
             yield self.table

@@ -43,7 +43,6 @@ class Side(NamedTuple):
     columns: tuple[Value, ...]
     convert: bool  # the servers' encodings differ
     where: sql.Composable
-    newest: tuple[Column, ...] = ()  # the order by which one of a key's rows has landed
 
     @property
     def bucket(self) -> sql.Composable:
@@ -64,14 +63,12 @@ class Side(NamedTuple):
         ``in_flight`` is the condition for rows that the next load is going to bring to the other
         side.
         """
-        keys = COMMA.join(one.value for one in self.keys)
         hashes = [_hash([one.text], self.convert) for one in self.columns] if each else []
-        query = sql.SQL(
-            "select {distinct}{keys}, {bucket} as bucket, {hash} as hash,"
+        return sql.SQL(
+            "select {keys}, {bucket} as bucket, {hash} as hash,"
             " coalesce({in_flight}, false) as in_flight, array[{hashes}]::bigint[] as hashes"
             " from {table} where {always} and {where}"
         ).format(
-            distinct=sql.SQL("distinct on ({}) ").format(keys) if self.newest else sql.SQL(""),
             keys=COMMA.join(
                 sql.SQL("{} as {}").format(one.value, name)
                 for one, name in zip(self.keys, key_names(self.keys), strict=True)
@@ -84,10 +81,6 @@ class Side(NamedTuple):
             always=self.where,
             where=where,
         )
-        if self.newest:
-            order = [sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in self.newest]
-            query += sql.SQL(" order by {}, {}").format(keys, COMMA.join(order))
-        return query
 
 
 class Comparison(NamedTuple):
@@ -151,11 +144,6 @@ def comparison(
     named = target.conflict_columns or tuple(
         name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs
     )
-    newest: tuple[Column, ...] = ()
-    unique = frozenset(target.conflict_columns)
-    if unique and not any(key <= unique for key in table.unique_keys):
-        order = (declared.cursor.field, declared.cursor.id_field)
-        newest = tuple(table.column(name) for name in order if name)
     read = raw = TRUE
     if declared.cursor.nulls == "skip":
         read = sql.SQL("{} is not null").format(sql.Identifier(declared.cursor.field))
@@ -172,7 +160,7 @@ def comparison(
     return Comparison(
         target,
         table,
-        side(0, source, declared.name, read)._replace(newest=newest),
+        side(0, source, declared.name, read),
         side(1, destination, target.name, raw),
         tuple(column.name for column in table.landed if column.name not in existing),
         STAMP in existing,

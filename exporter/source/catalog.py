@@ -56,6 +56,7 @@ class Table(NamedTuple):
     unique_keys: tuple[frozenset[str], ...]
     partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
     indexed: frozenset[str] = frozenset()  # columns in whose order an index can be read
+    hides_rows: bool = False  # from this role, by row security
     elsewhere: str = ""  # whose transactions write it, where they cannot be seen here
 
     def column(self, name: str) -> Column:
@@ -105,7 +106,8 @@ select c.oid, c.relkind::text, c.reltuples,
             select from pg_inherits i join pg_class l on l.oid = i.inhrelid
             where i.inhparent = c.oid and l.relkind = 'f') then 'a foreign table'
         when exists (select from pg_subscription_rel where srrelid = c.oid)
-        then 'filled by logical replication' else '' end
+        then 'filled by logical replication' else '' end,
+    row_security_active(c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
 """
@@ -156,7 +158,7 @@ def find_table(
     if found is None:
         raise _missing_table(source, declared)
     oid, kind, rows, blocks, file, in_blocks, has_xmin, *more = found
-    keys, partitions, indexed, elsewhere = more
+    keys, partitions, indexed, elsewhere, hides_rows = more
     table = Table(
         declared=declared,
         oid=oid,
@@ -172,6 +174,7 @@ def find_table(
         partitions=tuple(partitions),
         indexed=frozenset(indexed),
         elsewhere=elsewhere,
+        hides_rows=hides_rows,
     )
     require(table, "source.columns", declared.columns or ())
     require(table, "source.exclude", declared.exclude)

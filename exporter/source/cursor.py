@@ -59,6 +59,7 @@ class CursorReader:
                 source=horizon.server.identity,
                 horizon=horizon.oldest_open,
             )
+            refuse_hidden_rows(self.table)
             columns = cursor_columns(declared, self.table)
             if destination:
                 self._refuse_nulls(columns)
@@ -398,6 +399,17 @@ class CursorReader:
                 f"{self._key}: {row[0]} rows have no {names}, and cannot be ordered",
                 hint=f"{self._declared.where}: set exporter.source.cursor.nulls to skip or load",
             )
+
+
+def refuse_hidden_rows(table: Table) -> None:
+    """Raise SourceError where row security would keep rows from this role, and so from raw."""
+    if table.hides_rows:
+        declared = table.declared
+        raise SourceError(
+            f"{declared.where}: row security hides rows of {declared.schema}.{declared.table} from"
+            " DATABASE_URL_CORE's role: they would be missing in raw, or be removed there",
+            hint="ALTER ROLE … BYPASSRLS, for that role",
+        )
 
 
 def describe(definition: Definition, table: Table) -> str:

@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 SQL := models macros tests/dbt
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
-# The first Python that really starts, is in range, and can make an environment.
+# The first Python that starts, has a supported version, and can make an environment.
 FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
 	>/dev/null 2>&1 && { echo $$p; exit 0; }; done; \
@@ -23,7 +23,7 @@ test: .venv/.dev  ## run the tests, the long ones shortened
 test-long: .venv/.dev  ## run the tests in full
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-bench: .venv/.dev .bench/.done  ## measure beside a raw pipe, postgres_fdw, dlt, and dbt's own strategies
+bench: .venv/.dev .bench/.done  ## compare with a raw pipe, postgres_fdw, dlt, and dbt's own strategies
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: .venv/.dev  ## lint, check formats and types
@@ -33,25 +33,25 @@ check: .venv/.dev  ## lint, check formats and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-docs: .venv/.runtime  ## serve dbt docs: on DATABASE_URL_ANALYTICS, else on an embedded server
+docs: .venv/.runtime  ## serve dbt docs of DATABASE_URL_ANALYTICS, else of an embedded server
 	@$(BIN)/python docs/serve.py $(ARGS)
 
 docs-site: .venv/.dev  ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q && echo site/index.html
 
-format: .venv/.dev  ## correct what can be corrected
+format: .venv/.dev  ## fix lint and formats where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/sqlfmt -q $(SQL)
 
 LOCK = uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate \
 	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock" -q
-lock:  ## write the lock files anew (needs uv)
+lock:  ## rewrite the lock files (needs uv)
 	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --extra demo -o requirements.lock
 	echo 'hatchling>=1.27' | $(LOCK) pyproject.toml - --all-extras --group dev --group docs -o requirements-dev.lock
 	$(LOCK) --group bench -o requirements-bench.lock
 
-clean:  ## remove what make and dbt made
+clean:  ## remove what make and dbt have created
 	rm -rf .venv .bench target logs site
 
 .venv/bin/python:

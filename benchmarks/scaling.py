@@ -1,4 +1,4 @@
-"""Several at once: threads, and a Dask cluster's workers beside the model of them."""
+"""Several loads at once: in threads, and on a Dask cluster, beside what a model predicts."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _cluster(place: Place, core: Server, analytics: Server, rounds: int) -> str:
     ]
     text = _table(
         f"**A first load of {size / 2**20:,.0f} MB in {middle[1].ranges} ranges, by Dask**",
-        ["workers", "seconds", "until the last range, s", "the model's, s"],
+        ["workers", "seconds", "until the last range, s", "predicted, s"],
         checked,
     )
     mega = 2**20
@@ -209,8 +209,8 @@ def _cluster(place: Place, core: Server, analytics: Server, rounds: int) -> str:
             hours = 10e9 * size / _rows(place) / rate / 3600
             lines.append([site.name, str(workers), f"{rate / mega:,.0f}", f"{hours:.1f}", first])
     return text + _table(
-        "**What the model says of more**",
-        ["each database", "workers", "MB/s", "hours for 10 billion rows", "what gives in first"],
+        "**Predicted for more workers**",
+        ["each database", "workers", "MB/s", "hours for 10 billion rows", "the limit"],
         lines,
     )
 

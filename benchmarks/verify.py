@@ -79,7 +79,7 @@ def _exporter(*words: str) -> list[str]:
 
 
 def _table(costs: dict[str, list[Cost]]) -> str:
-    lines = ["| | seconds | to the typed | CPU, s | peak MB |", "|---|---:|---:|---:|---:|"]
+    lines = ["| | seconds | to the SQL | CPU, s | peak MB |", "|---|---:|---:|---:|---:|"]
     seconds = {
         name: statistics.median(one.seconds for one in found) for name, found in costs.items()
     }

@@ -1,7 +1,6 @@
-"""Makes docs/images/ anew, from real output: `.venv/bin/python -m docs.pictures`.
+"""Redraws docs/images/ from real output: `.venv/bin/python -m docs.pictures`.
 
-Needs Chromium with its chromedriver. The pictures that nothing has changed stay as they are, but
-for figures and times.
+Needs Chromium with its chromedriver. Figures and times in the pictures change with every run.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def main() -> None:
 
 
 def lineage(target: Path) -> None:
-    """Photograph the lineage of dbt docs, the tests left out."""
+    """Take a screenshot of the lineage in dbt docs, without its tests."""
     page = "#!/overview?g_v=1&g_i=%2Bexposure:*"
     with browser() as chrome, served(target) as address:
         chrome.set_window_size(1200, 520)
@@ -49,7 +48,7 @@ def lineage(target: Path) -> None:
 
 
 def terminal(name: str, *commands: str) -> None:
-    """Draw what commands print, as on a terminal of 80 columns."""
+    """Draw the output of commands as on a terminal of 80 columns."""
     environment = {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
     console = Console(record=True, width=80, file=io.StringIO())
     for command in commands:

@@ -1,7 +1,7 @@
-"""A hook of mkdocs: the reference's tables come from the code that they describe.
+"""A hook of mkdocs that generates the reference's tables from the code.
 
-A page writes ``<!-- reference: NAME -->`` where the table of that name belongs, and
-``<!-- files: PATH, PATH -->`` where it shows files of the repository.
+In a page, ``<!-- reference: NAME -->`` is replaced by the table of that name, and
+``<!-- files: PATH, PATH -->`` by the text of these files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in the tables; name a file that is not part of the site instead of linking it."""
+    """Fill in tables and files; turn links to files outside of the site into plain names."""
     folder = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def definition() -> str:
-    """Return the keys of a definition."""
+    """Return the table of a definition's keys."""
     return _table(
         ("Key", "Default", "Meaning"),
         ((f"`{name}`", _default(key), key.meaning) for name, key in KEYS.items()),
@@ -51,19 +51,19 @@ def _default(key: Key) -> str:
 
 
 def environment() -> str:
-    """Return the environment variables."""
+    """Return the table of environment variables."""
     return _table(
         ("Variable", "Meaning"), ((f"`{name}`", text) for name, text in cli.ENVIRONMENT.items())
     )
 
 
 def exit_statuses() -> str:
-    """Return the exit statuses."""
+    """Return the table of exit statuses."""
     return _table(("Status", "Meaning"), errors.EXIT_STATUSES.items())
 
 
 def error_classes() -> str:
-    """Return the errors, those of a kind below it."""
+    """Return the table of errors, subclasses indented below their class."""
 
     def rows(kind: type[errors.ExporterError], depth: int) -> Iterable[tuple[str, ...]]:
         indent = "&nbsp;" * 4 * depth
@@ -75,7 +75,7 @@ def error_classes() -> str:
 
 
 def macros() -> str:
-    """Return the macros that a file is named after; what else the files hold serves those."""
+    """Return the public macros, which have their file's name; the others in a file are helpers."""
     text = ""
     for file in sorted((ROOT / "macros").glob("*.yml")):
         for macro in yaml.safe_load(file.read_text(encoding="utf-8"))["macros"]:
@@ -87,7 +87,7 @@ def macros() -> str:
 
 
 def _file(path: Path) -> str:
-    """Return a file as a block of code below its name."""
+    """Return a heading with the file's name, and its text as a block of code."""
     language = {".yml": "yaml", ".service": "ini", ".timer": "ini", ".py": "python"}
     text = path.read_text(encoding="utf-8")
     return f"## {path.name}\n\n```{language.get(path.suffix, 'sh')}\n{text}```\n\n"

@@ -1,7 +1,7 @@
-"""`make docs`: dbt docs of this project, core's tables in the lineage.
+"""`make docs`: serves dbt docs of this project, with core's tables in the lineage.
 
-On the databases that the environment or `.env` names; where it names none, on an embedded server,
-filled as the demo fills it. Arguments go to `dbt docs serve`, such as ``--port 9000``.
+It uses the databases that the environment or `.env` names, else an embedded server with the demo's
+rows. Arguments such as ``--port 9000`` go to `dbt docs serve`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*words: str) -> None:
-    """Run one of our commands. Raises CalledProcessError."""
+    """Run a command in the project's folder. Raises CalledProcessError."""
     subprocess.run(words, cwd=ROOT, check=True)
 
 
 @contextlib.contextmanager
 def filled() -> Iterator[None]:
-    """Run the demo's databases, with rows in raw and in the models."""
+    """Run the demo's databases, with rows loaded and models built."""
     with demo.databases(ROOT) as (core, _):
         demo.fill(core, 1, 1000)
         run("exporter", "load")
@@ -35,7 +35,7 @@ def filled() -> Iterator[None]:
 
 
 def main() -> None:
-    """Generate, complete, serve until Ctrl-C."""
+    """Generate dbt docs, complete the lineage, and serve them until Ctrl-C."""
     environment.load_environment(ROOT, None)
     given = os.environ.get("DATABASE_URL_ANALYTICS")
     with demo.dbt_environment(ROOT) if given else filled():

@@ -9,7 +9,7 @@
     {%- set updated = dbt_exporter.upsert_columns(chosen, columns, 'merge_update_columns') | reject('in', keys) | list -%}
     {%- set found = dbt_exporter.upsert_catalog(target, keys) -%}
     {%- set types = found['types'] -%}
-    {#- Citus takes a comparison of records apart, which its shards then refuse -#}
+    {#- Citus splits a comparison of records into columns, and its shards then refuse the statement -#}
     {%- set as_whole, differs = ('text', 'is distinct from') if found['in_shards'] else ('record', '*<>') -%}
     {%- set version = options['version'] -%}
     {%- set delete_when = options['delete_when'] -%}
@@ -38,15 +38,15 @@ where {{ marked }};
     {%- endif %}
 delete from {{ temp }} where coalesce(({{ delete_when }}), false);
 {% endif %}
--- Not ordered and not analyzed: of the plans tried, the one that is quickest for small and for large
--- batches. The join leaves out what did not change, so only what differs is written.
+-- Without order by and analyze: of the plans tried, the quickest for small and for large batches.
+-- The join leaves out unchanged rows, so that only rows that differ are written.
 insert into {{ target }} as dbt_internal_dest ({{ names | join(', ') }})
 select {% for name in names %}dbt_internal_source.{{ name }}{{ ', ' if not loop.last }}{% endfor %}
 from {{ temp }} as dbt_internal_source
 left join {{ stored }} as dbt_internal_dest on {{ same_key }}
 where dbt_internal_dest.{{ keys[0] }} is null
     {%- if updated %}
-    -- the casts make both sides plain records, compared as a whole and whatever the types
+    -- the casts make both sides plain records, which can be compared whatever the columns' types
     or (row({% for name in updated %}dbt_internal_source.{{ name }}::{{ types[name] }}{{ ', ' if not loop.last }}{% endfor %})::{{ as_whole }}
         {{ differs }} row({% for name in updated %}dbt_internal_dest.{{ name }}{{ ', ' if not loop.last }}{% endfor %})::{{ as_whole }}
         and {{ not_older }}
@@ -78,7 +78,7 @@ on conflict ({{ keys | join(', ') }})
     {%- set order_by = [order_by] if order_by is string else order_by -%}
     {%- if not (order_by or stamp) -%}
         {%- set cursors = dbt_exporter.upsert_cursors(columns | map(attribute='name') | list, model.depends_on.nodes, []) -%}
-        {#- of two cursors neither tells the newest -#}
+        {#- with two cursors, neither of them tells which row is the newest -#}
         {%- set order_by = cursors if cursors | length == 1 else [] -%}
     {%- endif -%}
     {%- set version = dbt_exporter.upsert_columns(
@@ -151,7 +151,7 @@ on conflict ({{ keys | join(', ') }})
 
 
 {% macro upsert_catalog(relation, keys) %}
-    {#- one question for both: each round trip is felt in a small batch -#}
+    {#- one query for everything: a small batch notices each round trip -#}
     {%- set oid = "'" ~ (relation | string | replace("'", "''")) ~ "'::regclass" -%}
     {%- set rows = run_query(
         "select attname, format_type(atttypid, atttypmod), " ~ dbt_exporter.upsert_indexed_sql(relation, keys)
@@ -167,7 +167,7 @@ on conflict ({{ keys | join(', ') }})
 
 
 {% macro upsert_stored_sql(relation, temp, keys) %}
-    {#- of a table on Citus, only the rows that are asked for come to the node that has the batch -#}
+    {#- the batch is on the coordinator: only the stored rows that have one of its keys must travel there -#}
     {%- set key = '(' ~ keys | join(', ') ~ ')' -%}
     {{ return('(select * from ' ~ relation ~ ' where ' ~ key ~ ' in (select ' ~ keys | join(', ') ~ ' from ' ~ temp ~ '))') }}
 {% endmacro %}

@@ -5,8 +5,8 @@
     {%- if config.get('materialized') != 'incremental' or config.get('incremental_strategy') != 'upsert' -%}
         {{ return(dbt.postgres__create_table_as(temporary, relation, sql)) }}
     {%- endif -%}
-    {#- builds of one model wait for one another before they read: one that read earlier and
-        wrote later would put back what the other has updated -#}
+    {#- builds of one model wait for one another before they read: a build that read earlier and
+        wrote later would undo the updates of the other -#}
     {%- set lock = 'upsert ' ~ this | string | replace("'", "''") %}
     select pg_advisory_xact_lock(hashtextextended('{{ lock }}', 0))
     ;
@@ -19,7 +19,7 @@
 {#- dbt runs no strategy on the first build and on a full refresh -#}
 {% macro upsert_first_build_sql(relation, sql) -%}
     {%- if config.get('contract').enforced -%}
-        {#- its message before ours, which would name but one column of those that are missing -#}
+        {#- dbt's message comes first: it names all missing columns, ours only one of them -#}
         {%- do get_assert_columns_equivalent(sql) -%}
     {%- endif -%}
     {%- set options = dbt_exporter.upsert_options(get_column_schema_from_query(sql, config.get('sql_header'))) -%}
@@ -37,7 +37,7 @@
     {{ dbt_exporter.upsert_check_sql(relation, options) }}
     {%- if not declared %}
         {%- set name = dbt_exporter.upsert_index_name(options['keys']) %}
-        {#- a full refresh builds beside the table that still has the name #}
+        {#- during a full refresh, the old table still exists, and its index has this name #}
     alter index if exists {{ relation.include(identifier=false) }}."{{ name }}" rename to "{{ name }}_old";
         {{ dbt_exporter.upsert_index_sql(relation, options) }}
     {%- endif -%}

@@ -1,5 +1,5 @@
 {% test loads_end_well(model, within='26 hours') %}
-    {#- `exporter` reads the root project alone; what it no longer declares is nobody's concern. -#}
+    {#- `exporter` reads the root project alone. Runs of definitions that were removed do not count. -#}
     {%- set keys = [] -%}
     {%- if execute -%}
         {%- for node in graph.sources.values() -%}

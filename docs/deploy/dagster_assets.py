@@ -27,7 +27,7 @@ project.preparer.prepare(project)  # dbt parse
 
 
 def raw_tables():
-    """Return the asset of each definition: dbt's own name for the source, so the graphs join."""
+    """Yield the key and asset of each definition. Assets have dbt's names, so that graphs join."""
     manifest = json.loads(project.manifest_path.read_text())
     for source in manifest["sources"].values():
         definition = source["meta"].get("exporter")
@@ -41,7 +41,7 @@ RAW = dict(raw_tables())
 
 @multi_asset(specs=[AssetSpec(asset, skippable=True) for asset in RAW.values()], can_subset=True)
 def raw(context):
-    """Land what is new, for the tables that are asked for."""
+    """Land what is new for the selected tables."""
     keys = [key for key, asset in RAW.items() if asset in context.selected_asset_keys]
     words = ["exporter", "load", "--json", *keys]
     load = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)

@@ -1,10 +1,10 @@
-"""Where an event's visitor came from: a row function for what SQL says badly."""
+"""Where an event's visitor came from: a row function for what is awkward in SQL."""
 
 from urllib.parse import parse_qs, urlsplit
 
 
 def visit(row):
-    """Return one event's visit; None, and so no row, where nothing is known of it."""
+    """Return one event's visit; None, and so no row, if nothing is known of its visitor."""
     attributes = row["custom_attributes"] or {}
     try:
         address = urlsplit(row["referer"] or "")

@@ -128,11 +128,9 @@ def comparison(
     """Return what is to be compared: the columns that land, as raw has them. Raises DriftError."""
     declared = table.declared
     existing = relation_columns(destination, target.schema, target.table)
+    load = f"exporter load {target.key}"
     if existing is None:
-        raise DriftError(
-            f"{target.key}: there is no table {target} yet",
-            hint=f"exporter load {target.key}",
-        )
+        raise DriftError(f"{target.key}: there is no table {target} yet", hint=load)
     pairs = {
         column.name: _pair(source, column, existing[column.name])
         for column in table.landed
@@ -142,7 +140,7 @@ def comparison(
         if name not in pairs:
             raise DriftError(
                 f"{target.key}: {target} has no column {name}, which is one of conflict_columns",
-                hint=f"exporter load {target.key}",
+                hint=load,
             )
     named = target.conflict_columns or tuple(
         name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs

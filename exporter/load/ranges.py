@@ -27,7 +27,7 @@ POLL = 0.02  # seconds between looks at whether it is a range's turn
 
 
 class Landed(NamedTuple):
-    """What a range came to; nothing where an earlier attempt had landed it already."""
+    """What one range landed; nothing where an earlier attempt had landed it already."""
 
     part: Range
     rows: int = 0
@@ -36,7 +36,7 @@ class Landed(NamedTuple):
 
 
 class FirstLoad(NamedTuple):
-    """All that who lands its ranges has to know, here or on another machine. Holds no secret."""
+    """What it takes to land its ranges, here or on another machine. Holds no secret."""
 
     blocks: Blocks
     raw: RawTable

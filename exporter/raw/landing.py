@@ -146,7 +146,7 @@ class Staging:
         return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
 
     def _fails(self, first: int, last: int) -> bool:
-        """Whether these of the staged rows, which lie in the order of COPY, are refused, too."""
+        """Whether some of the staged rows, which lie in the order of COPY, are refused alone."""
         destination = self._destination
         place = sql.SQL("(select ctid from {} order by ctid offset %s limit 1)").format(STAGING)
         others = sql.SQL("delete from {0} where ctid < {1} or ctid > {1}").format(STAGING, place)

@@ -1,4 +1,4 @@
-"""The source's rows and raw's as two sides of a comparison: what names a row, and its hashes.
+"""The source's rows and raw's as two sides of a comparison: what identifies a row, its hashes.
 
 Both hash the text of what raw has, or would have, under the settings that all sessions here share:
 the same value gives the same hash on every server, whatever its version, collations and encoding.
@@ -25,7 +25,7 @@ COMMA = sql.SQL(", ")
 
 
 class Value(NamedTuple):
-    """A column of one side. ``stored`` is what an index has, ``value`` what raw has of it."""
+    """A column of one side: ``stored``, as an index has it; ``value``, as raw has it."""
 
     name: str
     stored: sql.Composable
@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 class Side(NamedTuple):
-    """The rows of one server. ``keys`` name a row, ``columns`` have to be the same in it."""
+    """The rows of one server. ``keys`` identify a row, ``columns`` have to be the same in it."""
 
     session: Connection
     table: sql.Composable
@@ -121,11 +121,9 @@ def comparison(
     """Return what is to be compared: the columns that land, as raw has them. Raises DriftError."""
     declared = table.declared
     existing = relation_columns(destination, target.schema, target.table)
+    load = f"exporter load {target.key}"
     if existing is None:
-        raise DriftError(
-            f"{target.key}: there is no table {target} yet",
-            hint=f"exporter load {target.key}",
-        )
+        raise DriftError(f"{target.key}: there is no table {target} yet", hint=load)
     pairs = {
         column.name: _pair(source, column, existing[column.name])
         for column in table.landed
@@ -139,7 +137,7 @@ def comparison(
         if name not in pairs:
             raise DriftError(
                 f"{target.key}: {target} has no column {name}, which is one of conflict_columns",
-                hint=f"exporter load {target.key}",
+                hint=load,
             )
     named = target.conflict_columns or tuple(
         name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs
@@ -190,7 +188,7 @@ def _pair(source: Connection, column: Column, existing: str) -> tuple[Value, Val
 
 
 def _hash_as_key(columns: Sequence[Value], convert: bool) -> Value:
-    """Return what names a row of an append-only log whose cursor does not land."""
+    """Return what identifies a row of an append-only log whose cursor does not land."""
     hashed = sql.SQL("({})").format(_hash((one.text for one in columns), convert))
     return Value("hash", hashed, "bigint", hashed, sql.SQL("{}::text").format(hashed))
 

@@ -13,6 +13,15 @@ from exporter.errors import DriftError
 from exporter.source import Column
 
 _ORDER = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
+# Types between which values are cast, and may lose something.
+_LIKE = (
+    ("smallint", "integer", "bigint", "numeric", "real", "double precision"),
+    ("character varying", "character", "text"),
+    ("timestamp without time zone", "timestamp with time zone", "date"),
+    ("time without time zone", "time with time zone"),
+    ("interval",),
+    ("bit", "bit varying"),
+)
 _DIGITS = {"smallint": 5, "integer": 10, "bigint": 19}
 _SIZED = {"numeric", "character varying", "bit varying", "interval"}
 _SIZED |= {
@@ -142,6 +151,13 @@ def holds(raw: str, source: str) -> bool:
         if raw in order and source in order:
             return order.index(source) <= order.index(raw)
     return raw == source or widens(source, raw)
+
+
+def rounds(raw: str, source: str) -> bool:
+    """Whether raw's type is of the source type's family, and narrower: values would be rounded."""
+    families = [{_parsed(kind)[0] for kind in order} for order in (*_ORDER, *_LIKE)]
+    pair = {_parsed(raw)[0], _parsed(source)[0]}
+    return any(pair <= family for family in families) and not keeps_values(source, raw)
 
 
 def keeps_values(old: str, new: str) -> bool:

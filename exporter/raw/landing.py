@@ -11,6 +11,7 @@ from psycopg import sql
 
 from exporter.errors import RowError
 from exporter.raw.keys import prove
+from exporter.raw.narrow import refuse_rounded
 from exporter.raw.statements import STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
@@ -41,15 +42,16 @@ class Staging:
         raw = self._raw
         keys = raw.target.conflict_columns
         find_operators(self._destination, [c.raw_type for c in raw.columns if c.name in keys])
-        not_in_raw = [
-            sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
-            for column in self._stream[len(raw.columns) :]
+        in_raw = [
+            _typed(column) if column.name in raw.narrow else sql.Identifier(column.name)
+            for column in raw.columns
         ]
+        not_in_raw = [_typed(column) for column in self._stream[len(raw.columns) :]]
         self._destination.execute("drop table if exists pg_temp._exporter_staging")
         self._destination.execute(
             sql.SQL(
                 "create temp table {} on commit delete rows as select {} from {} with no data"
-            ).format(STAGING, sql.SQL(", ").join([*raw.names, *not_in_raw]), raw.name)
+            ).format(STAGING, sql.SQL(", ").join([*in_raw, *not_in_raw]), raw.name)
         )
         self._made = True
 
@@ -101,6 +103,7 @@ class Staging:
             destination.execute(sql.SQL("analyze {}").format(STAGING))
         destination.execute(_SAVEPOINT if whole or raw.on_citus else f"{_SAVEPOINT}; {_BY_INDEX}")
         try:
+            refuse_rounded(destination, raw, batch)
             counts = [
                 destination.execute(statement).rowcount
                 for statement in landing(raw, lands, stamp, order, late=self._late)
@@ -171,6 +174,11 @@ def row_error(
         hint="correct the row at the source or the table at the destination, then run "
         f"exporter load {raw.target.key} again: it resumes before this batch",
     )
+
+
+def _typed(column: Column) -> sql.Composed:
+    """Return a column for the staging table that has the source's type."""
+    return sql.SQL("null::{} as {}").format(sql.SQL(column.raw_type), sql.Identifier(column.name))
 
 
 def _first_row(block: Block) -> bytes:

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from exporter.config import Destination
 from exporter.errors import DriftError
+from exporter.raw.drift import rounds
 from exporter.raw.table import DELETED, STAMP
 from exporter.source import Column, Horizon, Table
 from exporter.source.catalog import relation_columns
@@ -171,6 +172,14 @@ def _pair(source: Connection, column: Column, existing: str) -> tuple[Value, Val
     stored = column.selected if column.expression is not None else name
     value = column.selected
     as_text = "{}::text"
+    if rounds(existing, column.raw_type):  # refused where it does not fit: the source's own value
+        in_raw = sql.SQL("{}::{}").format(name, sql.SQL(column.raw_type))
+        # 19.9900 is the same value as 19.99.
+        text = sql.SQL("trim_scale({})::text" if "numeric" in column.raw_type else "{}::text")
+        return (
+            Value(column.name, stored, column.type, value, text.format(value)),
+            Value(column.name, name, existing, in_raw, text.format(in_raw)),
+        )
     if existing != column.raw_type:  # a table that migrations own
         # concat() writes what COPY does: `t` where the cast to text says `true`.
         as_text = "case when {0} is not null then concat({0}) end"

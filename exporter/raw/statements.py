@@ -76,9 +76,21 @@ def _insert(raw: RawTable, stamp: str) -> sql.Composed:
         raw.name,
         _COMMA.join(_target(raw)),
         sql.SQL(" overriding system value" if raw.fixed else ""),
-        _COMMA.join(sql.SQL("s.") + name for name in raw.names),
+        _COMMA.join(_values(raw, "s")),
         sql.SQL(", {}::timestamptz").format(sql.Literal(stamp)) if raw.stamped else sql.SQL(""),
     )
+
+
+def _values(raw: RawTable, side: str) -> list[sql.Composable]:
+    """Return the columns of a row, those that are narrower in raw as raw has them."""
+    return [
+        sql.SQL("{}.{}::{}").format(
+            sql.SQL(side), sql.Identifier(column.name), sql.SQL(raw.narrow[column.name])
+        )
+        if column.name in raw.narrow
+        else sql.SQL(f"{side}.") + sql.Identifier(column.name)
+        for column in raw.columns
+    ]
 
 
 def _update(raw: RawTable) -> sql.Composed:
@@ -99,10 +111,7 @@ def _target(raw: RawTable) -> list[sql.Identifier]:
 def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
     """Return the condition for two rows that differ. ``*<>`` compares images: any type has them."""
     rows = [
-        sql.SQL("row({})::record").format(
-            _COMMA.join(sql.SQL(f"{side}.") + name for name in raw.names)
-        )
-        for side in (new, old)
+        sql.SQL("row({})::record").format(_COMMA.join(_values(raw, side))) for side in (new, old)
     ]
     # Citus takes a comparison of rows apart; two rows that differ are not spelled alike, either.
     form = "({0})::text is distinct from ({1})::text" if raw.on_citus else "{0} *<> {1}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import psycopg
@@ -36,6 +37,7 @@ class RawTable(NamedTuple):
     marked: bool  # it has `_deleted_at`
     key_is_not_null: bool = True
     fixed: frozenset[str] = frozenset()  # identity columns, which no update may touch
+    narrow: Mapping[str, str] = MappingProxyType({})  # columns whose type in raw may round values
     on_citus: bool = False  # distributed: not every statement can reach its rows
 
     @property
@@ -148,6 +150,13 @@ def plan(
         marked and DELETED not in {column.name for column in columns},
         not_null,
         fixed,
+        {
+            c.name: existing[c.name]
+            for c in columns
+            if c.name in existing
+            and c.name not in changed
+            and drift.rounds(existing[c.name], c.raw_type)
+        },
         citus.is_here(destination) and citus.has(destination, target),
     )
     changes = (*found.changes, *_own_columns(target, existing))

@@ -461,3 +461,43 @@ def test_models_follow_each_kind_of_drift(bare: Workplace) -> None:
         bare.run("exporter", "load").stderr
     )
     models_follow("id, v, n, w, at")
+
+
+@pytest.mark.parametrize(
+    ("source", "raw", "fits", "does_not"),
+    [
+        ("numeric", "numeric(10,2)", "19.99", "19.9951"),
+        ("numeric(12,4)", "numeric(10,2)", "19.9900", "19.9951"),
+        ("numeric", "integer", "19", "19.5"),
+        ("double precision", "real", "0.5", "0.1"),
+        ("bigint", "integer", "7", "9876543210"),
+        ("timestamptz", "timestamptz(0)", "'2026-01-01Z'", "'2026-01-01 00:00:00.5Z'"),
+        ("timestamp", "date", "'2026-01-01'", "'2026-01-01 12:00'"),
+        ("text", "varchar(3)", "'abc'", "'abcd'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    place: Workplace, source: str, raw: str, fits: str, does_not: str
+) -> None:
+    define(place)
+    place.query(
+        place.core,
+        f"create table thing (id int primary key, at timestamptz default now(), v {source});"
+        f"insert into thing (id, v) values (1, {fits}), (2, null)",
+    )
+    place.query(
+        place.analytics,
+        "create schema analytics_raw; create table analytics_raw.thing"
+        f" (id int primary key, at timestamptz, v {raw}, _exported_at timestamptz)",
+    )
+    place.load()
+    assert place.load()["rows_written"] == 0
+    assert place.run("exporter", "verify").returncode == 0
+    place.query(place.core, f"insert into thing (id, v) values (3, {does_not}), (4, null)")
+    said = refused(place)
+    assert "row id=3" in said
+    assert does_not.strip("'") not in said.replace("numeric(", "")
+    assert place.run("exporter", "verify").returncode == 0, "the row is in flight"
+    place.query(place.analytics, f"alter table analytics_raw.thing alter v type {source}")
+    place.load()
+    compare(place, "public.thing", "analytics_raw.thing", "id, at, v")

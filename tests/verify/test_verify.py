@@ -388,7 +388,8 @@ def test_a_raw_table_of_migrations_keeps_its_types(place: Workplace) -> None:
         place.core,
         "create type mood as enum ('sad', 'ok'); create table item (id int primary key,"
         " at timestamp, flag boolean, m mood, n numeric, c char(5), t timestamp, a text[]);"
-        "insert into item select n, '2026-01-01', n % 2 = 0, 'ok', n / 4.0, 'c', now(), '{a,NULL}'"
+        "insert into item select n, '2026-01-01', n % 2 = 0, 'ok', n / 2.0, 'c',"
+        " date_trunc('second', now()), '{a,NULL}'"
         " from generate_series(1, 40) n",
     )
     place.query(

@@ -119,7 +119,8 @@ def _described(
 ) -> Rehearsal:
     definition, destination, source = attempt.definition, attempt.destination, attempt.source
     blocks, stamp = plan.blocks, state.stamp(destination, stored)
-    key = raw_table.key_statement(destination, planned.raw)
+    old_key = stored.binding.reading.keys if stored.binding else ()
+    key = raw_table.key_statement(destination, planned.raw, old_key)
     changes = [planned.creation, *(change.statement for change in planned.changes), key]
     queries: list[sql.Composable] = [plan.query] if plan.query is not None else []
     landed = statements.landing(planned.raw, plan.lands, stamp, plan.order)

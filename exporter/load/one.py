@@ -85,6 +85,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
     """Read onward from the stored position, or what is wanted instead; store how far that is."""
     definition, destination, result = attempt.definition, attempt.destination, attempt.result
     stored = _locked_state(attempt)
+    old_key = stored.binding.reading.keys if stored.binding else ()
     reader = reader_of(definition, attempt.source)
     with reader.opened(stored, destination) as table:
         if not wanted.full_refresh:
@@ -109,7 +110,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
         if not direct:  # staged rows are upserted on the key
-            raw_table.ensure_key(destination, raw)
+            raw_table.ensure_key(destination, raw, old_key)
         if plan.blocks is not None:
             from exporter.load.first import land_blocks  # noqa: PLC0415  most loads do not need it
 
@@ -137,8 +138,9 @@ def _locked_state(attempt: Attempt) -> State:
     )
     state.create_tables(destination)
     state.lock(destination, target)
-    state.take_over(destination, target)
     stored = state.read(destination, target)
+    if stored.binding is None:  # an earlier version's, if there is one
+        state.take_over(destination, target)
     if stored.run is not None:  # a first load that did not end
         from exporter.state import fence  # noqa: PLC0415  what most loads do not need
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -274,36 +274,49 @@ def oid_and_emptiness(destination: Connection, target: Destination) -> tuple[int
     return row[0], row[1]
 
 
-def key_statement(destination: Connection, raw: RawTable) -> sql.Composed | None:
-    """Return what gives the raw table its primary key, None where a unique index covers it."""
+def key_statement(
+    destination: Connection, raw: RawTable, old_key: Sequence[str] = ()
+) -> sql.Composed | None:
+    """Return what gives the raw table its primary key, None where a unique index covers it.
+
+    A primary key on ``old_key``, which an earlier definition had, is given up for it.
+    """
     if not raw.key:
         return None
-    found = destination.execute(
-        "select from pg_index i where i.indrelid = to_regclass(%s) and i.indisunique"
-        " and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null and ("
-        "  select array_agg(a.attname::text order by a.attname::text) from pg_attribute a"
-        "  where a.attrelid = i.indrelid"
-        "  and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
-        " ) = (select array_agg(n order by n) from unnest(%s::text[]) n)",
-        (raw.name.as_string(destination), list(raw.target.conflict_columns)),
-    ).fetchone()
-    if found is not None:
+    rows = destination.execute(
+        "select array(select a.attname::text from pg_attribute a where a.attrelid = i.indrelid"
+        " and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]) order by 1),"
+        " i.indisprimary, c.relname from pg_index i join pg_class c on c.oid = i.indexrelid"
+        " where i.indrelid = to_regclass(%s) and i.indisunique and i.indisvalid"
+        " and i.indimmediate and i.indpred is null and i.indexprs is null",
+        (raw.name.as_string(destination),),
+    ).fetchall()
+    if any(columns == sorted(raw.target.conflict_columns) for columns, _, _ in rows):
         return None
-    return sql.SQL("alter table {} add primary key ({})").format(
-        raw.name, sql.SQL(", ").join(raw.key)
-    )
+    statement = sql.SQL("alter table {} ").format(raw.name)
+    for columns, primary, name in rows:
+        if primary and columns == sorted(old_key):
+            statement += sql.SQL("drop constraint {}, ").format(sql.Identifier(name))
+    return statement + sql.SQL("add primary key ({})").format(sql.SQL(", ").join(raw.key))
 
 
-def ensure_key(destination: Connection, raw: RawTable) -> None:
+def ensure_key(destination: Connection, raw: RawTable, old_key: Sequence[str] = ()) -> None:
     """Give the raw table its primary key unless a unique index covers it. Raises DriftError."""
-    statement = key_statement(destination, raw)
+    statement = key_statement(destination, raw, old_key)
     if statement is None:
         return
+    target, keys = raw.target, ", ".join(raw.target.conflict_columns)
     try:
         destination.execute(statement)
     except psycopg.errors.UniqueViolation:
-        keys = ", ".join(raw.target.conflict_columns)
         raise DriftError(
-            f"{raw.target.key}: {raw.target} holds rows that share conflict_columns ({keys})",
-            hint="correct conflict_columns, or run with --full-refresh",
+            f"{target.key}: {target} holds rows that share conflict_columns ({keys})",
+            hint=f"correct conflict_columns; or truncate table {target}, then exporter load"
+            f" {target.key}, which begins anew",
+        ) from None
+    except psycopg.errors.InvalidTableDefinition as error:  # another primary key
+        raise DriftError(
+            f"{target.key}: {target} has no unique index on conflict_columns ({keys}):"
+            f" {error.diag.message_primary}",
+            hint=f"create unique index on {target} ({keys})",
         ) from None

@@ -109,6 +109,30 @@ def test_a_definition_that_reads_otherwise(items: Workplace, old: str, new: str,
     _equal_again(items)
 
 
+@pytest.mark.parametrize("words", [(), ("--full-refresh",)])
+def test_another_key(items: Workplace, words: tuple[str, ...]) -> None:
+    items.define(ITEM.replace("[id]", "[n, id]"))
+    done = items.run("exporter", "load", *words)
+    assert done.returncode == 0, done.stderr
+    if not words:
+        assert "conflict_columns was id and is n, id" in done.stderr
+    items.query(
+        items.core,
+        'alter table "Item" drop constraint "Item_pkey", add primary key (n, id);'
+        'insert into "Item" (id, n) values (1, 2000)',
+    )
+    _loads(items)
+
+
+def test_a_key_that_raw_does_not_keep(items: Workplace) -> None:
+    items.query(items.core, 'update "Item" set n = n % 10, at = now()')
+    items.load()
+    items.define(ITEM.replace("[id]", "[n]"))
+    done = items.run("exporter", "load")
+    assert done.returncode == 1
+    assert "analytics_raw.item holds rows that share conflict_columns (n)" in done.stderr
+
+
 def test_a_table_that_another_definition_had_read(items: Workplace) -> None:
     items.query(
         items.core, 'create table other as select id + 5000 as id, at, v, n from "Item" limit 101'

@@ -40,7 +40,9 @@ def servers() -> Iterator[tuple[str, str]]:
     if given[0] and given[1]:
         yield given[0], given[1]
         return
-    with running_server({"max_prepared_transactions": "10", "fsync": "off"}) as server:
+    with running_server(
+        {"max_prepared_transactions": "10", "fsync": "off", "full_page_writes": "off"}
+    ) as server:
         yield server.url("postgres"), server.url("postgres")
 
 

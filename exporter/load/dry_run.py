@@ -11,14 +11,15 @@ from psycopg import sql
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError
+from exporter.load import worth
 from exporter.load.one import tell_plan
 from exporter.load.transfer import Attempt
 from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
-from exporter.source import Plan, Table, Wanted, reader_of
+from exporter.source import NEW, Plan, Table, Wanted, reader_of
 from exporter.source.catalog import planned_rows
-from exporter.state import Position, Result, State
+from exporter.state import Binding, Position, Result, State, Worth
 from exporter.terminal import Console
 from exporter.wire import connect, first_line
 

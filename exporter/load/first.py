@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from exporter.load import ranges
 from exporter.load.transfer import Transfer
 from exporter.source import Blocks
 from exporter.state import fence, take_counts
-from exporter.wire import Connection
-
-if TYPE_CHECKING:
-    from exporter.load.ranges import Crew
 
 
-def land_blocks(transfer: Transfer, blocks: Blocks, crew: Crew | None) -> None:
+def land_blocks(transfer: Transfer, blocks: Blocks, crew: ranges.Crew | None) -> None:
     """Land all ranges of the blocks. Raises psycopg.Error, ExporterError."""
     attempt, raw = transfer.attempt, transfer.raw
     crew = crew or ranges.Crew()
@@ -23,6 +18,10 @@ def land_blocks(transfer: Transfer, blocks: Blocks, crew: Crew | None) -> None:
     with attempt.destination.transaction():  # has no row yet: need not be on disk
         attempt.destination.execute("set local synchronous_commit = off")
         transfer.store(transfer.plan.begin._replace(run=run), "running")
+    snapshot = None
+    if crew.shares:  # other sessions see it, for as long as it is open here
+        row = attempt.source.execute("select pg_export_snapshot()").fetchone()
+        snapshot = row[0] if row else None
     first = ranges.FirstLoad(
         blocks=blocks,
         raw=raw,
@@ -30,7 +29,7 @@ def land_blocks(transfer: Transfer, blocks: Blocks, crew: Crew | None) -> None:
         stamp=transfer.stamp_of(attempt.result.totals.batches),
         run=run,
         run_id=attempt.result.run_id or 0,
-        snapshot=_exported(attempt.source) if crew.shares else None,
+        snapshot=snapshot,
     )
     attempt.tell_query(first.query(blocks.first), blocks.total)
     tally = ranges.Tally(blocks, attempt.result.totals, attempt.progress)
@@ -38,9 +37,3 @@ def land_blocks(transfer: Transfer, blocks: Blocks, crew: Crew | None) -> None:
     if crew.shares:
         fence.end_sessions(attempt.destination, raw.target)  # of attempts that others overtook
         take_counts(attempt.destination, attempt.result)
-
-
-def _exported(source: Connection) -> str:
-    """Let other sessions see this snapshot, for as long as it is open."""
-    row = source.execute("select pg_export_snapshot()").fetchone()
-    return str(row[0]) if row else ""

@@ -18,7 +18,7 @@ from exporter.errors import DatabaseError
 from exporter.raw import RawTable
 from exporter.raw.landing import Staging
 from exporter.raw.statements import copy_statement
-from exporter.source import Blocks, Column, Lands, Range
+from exporter.source import Blocks, Column, Lands, Range, look_further
 from exporter.state import Totals, fence
 from exporter.terminal import Progress
 from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch, pour
@@ -27,7 +27,7 @@ POLL = 0.02  # seconds between looks at whether it is a range's turn
 
 
 class Landed(NamedTuple):
-    """What a range came to; nothing where an earlier attempt had landed it already."""
+    """What one range landed; nothing where an earlier attempt had landed it already."""
 
     part: Range
     rows: int = 0
@@ -36,7 +36,7 @@ class Landed(NamedTuple):
 
 
 class FirstLoad(NamedTuple):
-    """All that who lands its ranges has to know, here or on another machine. Holds no secret."""
+    """What it takes to land its ranges, here or on another machine. Holds no secret."""
 
     blocks: Blocks
     raw: RawTable
@@ -191,5 +191,6 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
             f"{first.raw.target.key}: the snapshot of this first load is gone",
             hint="DATABASE_URL_CORE must name the same server for all who share a load",
         ) from None
+    look_further(source, first.blocks.table)
     yield
     source.execute("commit")

@@ -69,7 +69,9 @@ class Transfer:
                     destination.execute("set local synchronous_commit = off")
                     for part in batch.parts:
                         rows, size = staging.fill(self._counted(part.present), number)
-                        written, gone = staging.apply(plan.lands, stamp, number, plan.order)
+                        written, gone = staging.apply(
+                            plan.lands, stamp, number, plan.order, since=self._stamp
+                        )
                         totals.add(rows, written, size)
                         if plan.lands is Lands.WHOLE:
                             lost = gone if self.raw.key else before - written

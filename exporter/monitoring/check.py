@@ -207,12 +207,30 @@ def of_source(
     how = describe(definition, table)
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
     yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
-    row = core.execute("select row_security_active(%s::oid)", (table.oid,)).fetchone()
-    if row and row[0]:
-        yield Finding("warn", key, "policies", f"row security hides rows of {name} from this role")
+    if table.hides_rows:
+        message = f"row security hides rows of {name} from this role"
+        _, role = grants.database_and_role(core)
+        yield Finding("fail", key, "policies", message, (f"ALTER ROLE {role} BYPASSRLS;",))
+    yield from _keys(core, definition, table, name)
     yield from _tried(key, "index", _index(core, definition, table, name))
     if analytics:
         yield from _tried(key, "drift", _drift(analytics, definition, table))
+
+
+def _keys(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
+    conflict = frozenset(definition.destination.conflict_columns)
+    nullable = [c.name for c in table.columns if c.name in conflict and not c.not_null]
+    if not conflict or (any(key <= conflict for key in table.unique_keys) and not nullable):
+        return
+    columns = ", ".join(quoted(core, one) for one in definition.destination.conflict_columns)
+    yield Finding(
+        "warn",
+        definition.key,
+        "keys",
+        f"no constraint says that ({columns}) is unique and not null in {name}: a load refuses rows"
+        " for which it is not",
+        (f"CREATE UNIQUE INDEX CONCURRENTLY ON {name} ({columns});",) if table.kind == "r" else (),
+    )
 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ _STATE = ("_exporter_state", "_exporter_runs")
 
 def least_on_source(source: Connection, definitions: list[Definition]) -> list[str]:
     """Return the statements that give the source's role what it needs, and no more."""
-    database, role = _database_and_role(source)
+    database, role = database_and_role(source)
     schemas = dict.fromkeys(definition.source.schema for definition in definitions)
     return [
         f"GRANT CONNECT ON DATABASE {database} TO {role};",
@@ -36,7 +36,7 @@ def least_on_source(source: Connection, definitions: list[Definition]) -> list[s
 
 def least_on_destination(destination: Connection, definitions: list[Definition]) -> list[str]:
     """Return the same for the destination's role, which owns the schemas that it lands in."""
-    database, role = _database_and_role(destination)
+    database, role = database_and_role(destination)
     return [
         f"GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role};",
         *(
@@ -48,7 +48,7 @@ def least_on_destination(destination: Connection, definitions: list[Definition])
 
 def missing_on_source(source: Connection, definition: Definition) -> Iterator[str]:
     """Yield the statements that would let this role read the definition's table."""
-    _, role = _database_and_role(source)
+    _, role = database_and_role(source)
     schema = source.execute(_ON_SCHEMA, (definition.source.schema,)).fetchone()
     if schema and not schema[0]:
         yield f"GRANT USAGE ON SCHEMA {quoted(source, definition.source.schema)} TO {role};"
@@ -60,7 +60,7 @@ def missing_on_source(source: Connection, definition: Definition) -> Iterator[st
 
 def missing_on_destination(destination: Connection, definitions: list[Definition]) -> Iterator[str]:
     """Yield the statements that would let this role write the raw tables and the state's."""
-    database, role = _database_and_role(destination)
+    database, role = database_and_role(destination)
     row = destination.execute(
         "select has_database_privilege(current_database(), 'temporary'),"
         " has_database_privilege(current_database(), 'create')"
@@ -110,7 +110,8 @@ def _source_name(source: Connection, definition: Definition) -> str:
     return quoted(source, definition.source.schema, definition.source.table)
 
 
-def _database_and_role(session: Connection) -> tuple[str, str]:
+def database_and_role(session: Connection) -> tuple[str, str]:
+    """Return the names of the session's database and role, quoted where they need it."""
     row = session.execute(
         "select quote_ident(current_database()), quote_ident(current_user)"
     ).fetchone()

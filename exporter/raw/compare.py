@@ -1,14 +1,15 @@
 """Source against raw, by checksums that each server computes for itself.
 
 A row's key is hashed into one of 65,536 buckets: the same one on both sides, whatever their
-collations, and no index is needed. First each side tells the count and the sum of its rows' hashes
-for each bucket: one read of each table, at the same time, and few megabytes over the wire. Then
-keys and hashes of the rows in buckets that differ are copied into a temporary table of the
-destination, which tells what each of them comes to. The loader's memory does not grow with either.
+collations, and no index is needed. First each side counts its rows and adds up their hashes for
+each bucket: one read of each table, at the same time, and few megabytes over the wire. Then keys
+and hashes of the rows in buckets that differ are copied into a temporary table of the destination,
+where each is found to be missing, extra or different. The loader's memory does not grow with
+either.
 
 The first read is made of short statements, each with a snapshot of its own. It may so take a bucket
-for different that is not: the second read, of one snapshot, has the last word. And it may pass over
-a row that changed while it ran.
+for different that is not: the second read, of one snapshot, decides. And it may pass over a row
+that changed while it ran.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from psycopg import sql
 from exporter.raw.sides import BUCKETS, COMMA, FALSE, TRUE, Comparison, Side, key_names
 from exporter.wire import ReadAhead, cancel, copy_out, pour
 
-NAMED = 100  # rows of each kind, at most
+NAMED = 100  # rows of each kind whose keys are listed
 KINDS = ("missing", "extra", "different", "in flight")
 DIFFERENCES = sql.Identifier("_exporter_differences")
 _BLOCK = 8192  # bytes
 _SLICE = 131_072  # blocks of the source that a statement reads: 1 GB
 _KEYS = sql.Identifier("_exporter_keys")
-# The planner takes each key for a bucket of its own, and would sort the table by them.
+# The planner expects as many buckets as keys, and would sort the table by them.
 _PLAN = "set local enable_sort = off; set local work_mem = '64MB'"
 _ONE_PROCESS = "; set local max_parallel_workers_per_gather = 0"
 
@@ -90,7 +91,7 @@ def sums(
 def _parts(comparison: Comparison) -> list[tuple[sql.Composable, int]]:
     """Return the conditions of the source's statements, and how many bytes each reads."""
     blocks = comparison.table.blocks
-    if not comparison.table.in_blocks or comparison.source.newest:
+    if not comparison.table.in_blocks:
         return [(TRUE, blocks * _BLOCK)]
     parts: list[tuple[sql.Composable, int]] = []
     for begin in range(0, max(blocks, 1), _SLICE):

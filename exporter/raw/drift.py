@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from psycopg import sql
@@ -13,6 +13,7 @@ from exporter.errors import DriftError
 from exporter.source import Column
 
 _ORDER = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
+_DIGITS = {"smallint": 5, "integer": 10, "bigint": 19}
 _SIZED = {"numeric", "character varying", "bit varying", "interval"}
 _SIZED |= {
     f"{kind} {zone} time zone" for kind in ("time", "timestamp") for zone in ("with", "without")
@@ -25,6 +26,7 @@ class Change(NamedTuple):
     statement: sql.Composed
     said: str
     column: str
+    rewrites: bool = False
 
 
 class Drift(NamedTuple):
@@ -45,11 +47,14 @@ def plan(
     at_source: Sequence[str],
     existing: dict[str, str],
     remembered: dict[str, str | None] | None,
+    *,
+    may_rewrite: Callable[[], bool] = lambda: False,
 ) -> Drift:
     """Decide what is to be done for raw to take these columns.
 
     ``existing`` are raw's columns with their types. Where nothing is remembered the table is not
-    ours, and its types are used as they are. Raises DriftError for what is not safe to do, and
+    ours, and its types are used as they are. ``may_rewrite`` tells whether raw is small enough for
+    PostgreSQL to write it anew. Raises DriftError for what is not safe to do, and
     with ``schema: freeze`` for whatever has changed; the hint is the statement that would.
     """
     known = remembered or {}
@@ -60,7 +65,7 @@ def plan(
         if present is None:
             changes.append(_add(target, column))
         elif before is not None and before != column.base and not holds(present, column.raw_type):
-            changes.append(_widen(target, column, present, str(before)))
+            changes.append(_widen(target, column, present, str(before), may_rewrite))
     names = {column.name for column in columns}
     gone, told = [], []
     for name, before in known.items():
@@ -88,20 +93,27 @@ def _add(target: Destination, column: Column) -> Change:
     return Change(statement, said, column.name)
 
 
-def _widen(target: Destination, column: Column, present: str, before: str) -> Change:
+def _widen(
+    target: Destination,
+    column: Column,
+    present: str,
+    before: str,
+    may_rewrite: Callable[[], bool],
+) -> Change:
     kind = column.raw_type
     what = (
         f"column {column.name} was {before} at the source and is {column.base} now,"
         f" {target} has {present}"
     )
     action = "alter column {name} type {type}"
-    if not widens(present, kind):  # PostgreSQL would write the table anew, or a value be lost
-        using = _alter(target, action + " using {name}::{type}", column.name, kind)
-        raise DriftError(f"{target.key}: {what}", hint=using.as_string(None))
-    statement = _alter(target, action, column.name, kind)
+    rewrites = not widens(present, kind)
+    using = " using {name}::{type}" if rewrites else ""
+    statement = _alter(target, action + using, column.name, kind)
+    if rewrites and not (keeps_values(present, kind) and may_rewrite()):
+        raise DriftError(f"{target.key}: {what}", hint=statement.as_string(None))
     refuse_if_frozen(target, what, statement)
     said = f"column {column.name} widened from {present} to {kind}"
-    return Change(statement, said, column.name)
+    return Change(statement, said, column.name, rewrites)
 
 
 def _dropped(target: Destination, name: str) -> str:
@@ -130,6 +142,16 @@ def holds(raw: str, source: str) -> bool:
         if raw in order and source in order:
             return order.index(source) <= order.index(raw)
     return raw == source or widens(source, raw)
+
+
+def keeps_values(old: str, new: str) -> bool:
+    """Whether every value of a type is the same in another, though the table is written anew."""
+    (kind, size), (new_kind, new_size) = _parsed(old), _parsed(new)
+    if kind == new_kind == "numeric" and size and new_size:
+        return size[1] <= new_size[1] and size[0] - size[1] <= new_size[0] - new_size[1]
+    if new_kind == "numeric" and new_size:  # of an integer: as many digits before the point
+        return _DIGITS.get(kind, 1000) <= new_size[0] - new_size[1]
+    return holds(new, old)
 
 
 def widens(old: str, new: str) -> bool:

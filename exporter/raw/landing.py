@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from exporter.errors import RowError
+from exporter.raw.keys import prove
 from exporter.raw.statements import STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
@@ -80,10 +81,21 @@ class Staging:
             del block
 
     def apply(
-        self, lands: Lands, stamp: str, batch: int, order: Sequence[Column]
+        self,
+        lands: Lands,
+        stamp: str,
+        batch: int,
+        order: Sequence[Column],
+        *,
+        since: str | None = None,
     ) -> tuple[int, int]:
-        """Land the staged rows; return the rows written and those gone. Raises RowError."""
+        """Land the staged rows; return the rows written and those gone.
+
+        ``since`` is the first stamp of this load. Raises RowError, and SourceError where rows share
+        a key.
+        """
         destination, raw = self._destination, self._raw
+        prove(destination, raw, order, since)
         whole = lands is Lands.WHOLE
         if whole and raw.key:
             destination.execute(sql.SQL("analyze {}").format(STAGING))
@@ -127,15 +139,14 @@ class Staging:
             for name in self._key
         )
         row = destination.execute(
-            sql.SQL("select concat_ws(', ', {}) from {} order by ctid offset %s limit 1").format(
-                key, STAGING
-            ),
-            (low,),
+            sql.SQL("select concat_ws(', ', {}) from {} order by ctid offset {} limit 1").format(
+                key, STAGING, low
+            )
         ).fetchone()
         return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
 
     def _fails(self, first: int, last: int) -> bool:
-        """Whether these of the staged rows, which lie in the order of COPY, are refused, too."""
+        """Whether some of the staged rows, which lie in the order of COPY, are refused alone."""
         destination = self._destination
         place = sql.SQL("(select ctid from {} order by ctid offset %s limit 1)").format(STAGING)
         others = sql.SQL("delete from {0} where ctid < {1} or ctid > {1}").format(STAGING, place)

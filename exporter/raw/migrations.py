@@ -26,15 +26,11 @@ FOLDER = "db/migrations"
 TABLE = f"{SCHEMA}.schema_migrations"
 
 
-class MigrationError(ExporterError):
-    """dbmate ended with an error, which it has printed."""
-
-
 def run(root: Path, *words: str) -> None:
     """Run one of dbmate's commands on the project's migrations and the destination.
 
-    Its output is the caller's. Raises UsageError where dbmate is not installed, MigrationError
-    where it fails.
+    Its output is the caller's. Raises UsageError where dbmate is not installed, ExporterError
+    where it fails; why, it has printed.
     """
     command = [
         _dbmate(),
@@ -48,7 +44,7 @@ def run(root: Path, *words: str) -> None:
     environment["DATABASE_URL_ANALYTICS"] = _url()
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:
-        raise MigrationError(f"dbmate {words[0]} ended with exit status {status}")
+        raise ExporterError(f"dbmate {words[0]} ended with exit status {status}")
 
 
 def new(root: Path, name: str, definition: Definition) -> Path:

@@ -1,4 +1,4 @@
-"""The source's rows and raw's as two sides of a comparison: what names a row, and its hashes.
+"""The source's rows and raw's as two sides of a comparison: what identifies a row, its hashes.
 
 Both hash the text of what raw has, or would have, under the settings that all sessions here share:
 the same value gives the same hash on every server, whatever its version, collations and encoding.
@@ -25,7 +25,7 @@ COMMA = sql.SQL(", ")
 
 
 class Value(NamedTuple):
-    """A column of one side. ``stored`` is what an index has, ``value`` what raw has of it."""
+    """A column of one side: ``stored``, as an index has it; ``value``, as raw has it."""
 
     name: str
     stored: sql.Composable
@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 class Side(NamedTuple):
-    """The rows of one server. ``keys`` name a row, ``columns`` have to be the same in it."""
+    """The rows of one server. ``keys`` identify a row, ``columns`` have to be the same in it."""
 
     session: Connection
     table: sql.Composable
@@ -43,7 +43,6 @@ class Side(NamedTuple):
     columns: tuple[Value, ...]
     convert: bool  # the servers' encodings differ
     where: sql.Composable
-    newest: tuple[Column, ...] = ()  # the order by which one of a key's rows has landed
 
     @property
     def bucket(self) -> sql.Composable:
@@ -64,14 +63,12 @@ class Side(NamedTuple):
         ``in_flight`` is the condition for rows that the next load is going to bring to the other
         side.
         """
-        keys = COMMA.join(one.value for one in self.keys)
         hashes = [_hash([one.text], self.convert) for one in self.columns] if each else []
-        query = sql.SQL(
-            "select {distinct}{keys}, {bucket} as bucket, {hash} as hash,"
+        return sql.SQL(
+            "select {keys}, {bucket} as bucket, {hash} as hash,"
             " coalesce({in_flight}, false) as in_flight, array[{hashes}]::bigint[] as hashes"
             " from {table} where {always} and {where}"
         ).format(
-            distinct=sql.SQL("distinct on ({}) ").format(keys) if self.newest else sql.SQL(""),
             keys=COMMA.join(
                 sql.SQL("{} as {}").format(one.value, name)
                 for one, name in zip(self.keys, key_names(self.keys), strict=True)
@@ -84,10 +81,6 @@ class Side(NamedTuple):
             always=self.where,
             where=where,
         )
-        if self.newest:
-            order = [sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in self.newest]
-            query += sql.SQL(" order by {}, {}").format(keys, COMMA.join(order))
-        return query
 
 
 class Comparison(NamedTuple):
@@ -128,11 +121,9 @@ def comparison(
     """Return what is to be compared: the columns that land, as raw has them. Raises DriftError."""
     declared = table.declared
     existing = relation_columns(destination, target.schema, target.table)
+    load = f"exporter load {target.key}"
     if existing is None:
-        raise DriftError(
-            f"{target.key}: there is no table {target} yet",
-            hint=f"exporter load {target.key}",
-        )
+        raise DriftError(f"{target.key}: there is no table {target} yet", hint=load)
     pairs = {
         column.name: _pair(source, column, existing[column.name])
         for column in table.landed
@@ -146,16 +137,11 @@ def comparison(
         if name not in pairs:
             raise DriftError(
                 f"{target.key}: {target} has no column {name}, which is one of conflict_columns",
-                hint=f"exporter load {target.key}",
+                hint=load,
             )
     named = target.conflict_columns or tuple(
         name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs
     )
-    newest: tuple[Column, ...] = ()
-    unique = frozenset(target.conflict_columns)
-    if unique and not any(key <= unique for key in table.unique_keys):
-        order = (declared.cursor.field, declared.cursor.id_field)
-        newest = tuple(table.column(name) for name in order if name)
     read = raw = TRUE
     if declared.cursor.nulls == "skip":
         read = sql.SQL("{} is not null").format(sql.Identifier(declared.cursor.field))
@@ -172,7 +158,7 @@ def comparison(
     return Comparison(
         target,
         table,
-        side(0, source, declared.name, read)._replace(newest=newest),
+        side(0, source, declared.name, read),
         side(1, destination, target.name, raw),
         tuple(column.name for column in table.landed if column.name not in existing),
         STAMP in existing,
@@ -202,7 +188,7 @@ def _pair(source: Connection, column: Column, existing: str) -> tuple[Value, Val
 
 
 def _hash_as_key(columns: Sequence[Value], convert: bool) -> Value:
-    """Return what names a row of an append-only log whose cursor does not land."""
+    """Return what identifies a row of an append-only log whose cursor does not land."""
     hashed = sql.SQL("({})").format(_hash((one.text for one in columns), convert))
     return Value("hash", hashed, "bigint", hashed, sql.SQL("{}::text").format(hashed))
 

@@ -28,10 +28,10 @@ def landing(
     ``late``: of rows that say whether they lie beyond the stored position, some may not.
     """
     if lands is Lands.WHOLE:
-        return [_remove_absent(raw, stamp), _apply(raw, stamp, order)]
+        return [_remove_absent(raw, stamp), _apply(raw, stamp)]
     if lands is Lands.BEYOND and raw.keyed and not raw.on_citus:
-        return [_replace(raw, stamp, order), *([_apply(raw, stamp, [], late=True)] if late else [])]
-    return [_apply(raw, stamp, order)]
+        return [_replace(raw, stamp, order), *([_apply(raw, stamp, late=True)] if late else [])]
+    return [_apply(raw, stamp)]
 
 
 def _remove_absent(raw: RawTable, stamp: str) -> sql.Composed:
@@ -72,9 +72,10 @@ def _same_key(raw: RawTable, left: str, right: str) -> sql.Composable:
 
 
 def _insert(raw: RawTable, stamp: str) -> sql.Composed:
-    return sql.SQL("insert into {} as d ({}) select {}{} from ").format(
+    return sql.SQL("insert into {} as d ({}){} select {}{} from ").format(
         raw.name,
         _COMMA.join(_target(raw)),
+        sql.SQL(" overriding system value" if raw.fixed else ""),
         _COMMA.join(sql.SQL("s.") + name for name in raw.names),
         sql.SQL(", {}::timestamptz").format(sql.Literal(stamp)) if raw.stamped else sql.SQL(""),
     )
@@ -82,7 +83,8 @@ def _insert(raw: RawTable, stamp: str) -> sql.Composed:
 
 def _update(raw: RawTable) -> sql.Composed:
     # What is staged is there at the source: its mark, which no staged row has, goes.
-    target = [*_target(raw), sql.Identifier(DELETED)] if raw.marked else _target(raw)
+    names = [*_target(raw), sql.Identifier(DELETED)] if raw.marked else _target(raw)
+    target = [name for name in names if name not in [sql.Identifier(one) for one in raw.fixed]]
     return sql.SQL(" on conflict ({}) do update set ({}) = row({})").format(
         _COMMA.join(raw.key),
         _COMMA.join(target),
@@ -115,9 +117,8 @@ def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
 def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed:
     """Return the statement for rows beyond the stored position: one look-up each."""
     differs = _differs(raw, "excluded", "d")
-    if (
-        raw.exact and order[0] in raw.columns
-    ):  # of most rows the cursor alone tells it, at less cost
+    if raw.exact and order[0] in raw.columns:
+        # Most of these rows have another cursor value, which costs less to find out.
         cursor = sql.Identifier(order[0].name)
         differs = sql.SQL("excluded.{0} is distinct from d.{0} or {1}").format(cursor, differs)
     return (
@@ -128,9 +129,7 @@ def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed
     )
 
 
-def _apply(
-    raw: RawTable, stamp: str, order: Sequence[Column], *, late: bool = False
-) -> sql.Composed:
+def _apply(raw: RawTable, stamp: str, *, late: bool = False) -> sql.Composed:
     """Return the statement for staged rows of which most may be in raw already.
 
     ``late``: only those that are not beyond the stored position.
@@ -138,23 +137,6 @@ def _apply(
     insert = _insert(raw, stamp)
     if not raw.key:
         return insert + sql.SQL("{} s").format(STAGING)
-    staged: sql.Composable = STAGING
-    guard: sql.Composable = sql.SQL("")
-    if not raw.unique_at_source and order:
-        newest = _COMMA.join(
-            [*raw.key, *(sql.Identifier(c.name) + sql.SQL(" desc nulls last") for c in order)]
-        )
-        staged = sql.SQL("(select distinct on ({}) * from {} order by {})").format(
-            _COMMA.join(raw.key), STAGING, newest
-        )
-        stored = {column.name for column in raw.columns}
-        kept = [sql.Identifier(column.name) for column in order if column.name in stored]
-        if kept:
-            guard = sql.SQL(" and (o.{} is null or ({}) >= ({}))").format(
-                kept[0],
-                _COMMA.join(sql.SQL("s.") + name for name in kept),
-                _COMMA.join(sql.SQL("o.") + name for name in kept),
-            )
     stored_rows: sql.Composable = raw.name
     if raw.on_citus:  # only the rows that are asked for come to the node that has the staged ones
         key = _COMMA.join(raw.key)
@@ -166,10 +148,9 @@ def _apply(
     return (
         insert
         + sql.SQL(
-            "{staged} s left join {raw} o on {same} where {late}(o.{first} is null"
-            " or ({differs}{guard}))"
+            "{staging} s left join {raw} o on {same} where {late}(o.{first} is null or {differs})"
         ).format(
-            staged=staged,
+            staging=STAGING,
             raw=stored_rows,
             same=_same_key(raw, "s", "o"),
             late=sql.SQL("s.{} is not true and ").format(sql.Identifier(BEYOND.name))
@@ -177,7 +158,6 @@ def _apply(
             else sql.SQL(""),
             first=raw.key[0],
             differs=_differs(raw, "s", "o"),
-            guard=guard,
         )
         + _update(raw)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,13 +14,14 @@ from exporter.config import Destination
 from exporter.errors import DriftError, SourceError
 from exporter.raw import citus, drift
 from exporter.raw.drift import Change
-from exporter.source import Column, Table
+from exporter.source import BEYOND, Column, Table
 from exporter.source.catalog import relation_columns, require
 from exporter.wire import Connection
 
 STAMP = "_exported_at"
 DELETED = "_deleted_at"  # with deletes: mark, when a row was found to be gone; NULL while it lives
 _MOMENT = "timestamp with time zone"
+_SMALL = 1024**3  # bytes of a raw table that a load may write anew, for a wider type
 _FILL = 90  # percent: a changed row finds room in its page, and the key's index stays as it is
 
 
@@ -32,6 +34,8 @@ class RawTable(NamedTuple):
     exact: bool  # raw's types are the ones we would give it: the binary format may be used
     stamped: bool  # it has `_exported_at`; a table that migrations own may lack it
     marked: bool  # it has `_deleted_at`
+    key_is_not_null: bool = True
+    fixed: frozenset[str] = frozenset()  # identity columns, which no update may touch
     on_citus: bool = False  # distributed: not every statement can reach its rows
 
     @property
@@ -51,8 +55,8 @@ class RawTable(NamedTuple):
 
     @property
     def keyed(self) -> bool:
-        """Whether a key that is unique at the source, too, tells its rows apart."""
-        return self.unique_at_source and bool(self.target.conflict_columns)
+        """Whether a key that the source proves to be unique, and never NULL, tells rows apart."""
+        return bool(self.key) and self.unique_at_source and self.key_is_not_null
 
     @property
     def binary(self) -> bool:
@@ -87,8 +91,10 @@ def prepare(
                 if planned.raw.on_citus:
                     citus.distribute(destination, target)
             for change in planned.changes:
+                began = time.monotonic()
                 _change(destination, target, change.statement)
-                say(change.said)
+                seconds = f"; raw was written anew in {time.monotonic() - began:.1f} s"
+                say(change.said + (seconds if change.rewrites else ""))
             state.remember_columns(destination, target, planned.remembered)
     for notice in planned.notices:
         say(notice)
@@ -108,16 +114,26 @@ def plan(
     columns = table.landed
     conflict = frozenset(target.conflict_columns)
     unique = any(key <= conflict for key in table.unique_keys)
+    not_null = all(column.not_null for column in table.landed if column.name in conflict)
     require(table, "conflict_columns", target.conflict_columns)
     _refuse_own_names(target, table)
     existing = relation_columns(destination, target.schema, target.table)
     marked = target.deletes == "mark"
     if existing is None:
         on_citus = target.distribution_column is not None and citus.is_here(destination)
-        raw = RawTable(target, columns, unique, True, True, marked, on_citus)
+        raw = RawTable(target, columns, unique, True, True, marked, not_null, on_citus=on_citus)
         created = creation(target, columns)
         return Preparation(raw, created, (), (), {column.name: column.base for column in columns})
-    found = drift.plan(target, columns, [c.name for c in table.columns], existing, before)
+    fixed, computed = _special_columns(destination, target)
+    columns = tuple(column for column in columns if column.name not in computed)
+    found = drift.plan(
+        target,
+        columns,
+        [c.name for c in table.columns],
+        existing,
+        before,
+        may_rewrite=lambda: _size(destination, target) <= _SMALL,
+    )
     changed = {change.column for change in found.changes}
     exact = all(existing.get(c.name) == c.raw_type for c in columns if c.name not in changed)
     stamped = STAMP in existing or target.evolution == "evolve"
@@ -130,6 +146,8 @@ def plan(
         exact,
         stamped,
         marked and DELETED not in {column.name for column in columns},
+        not_null,
+        fixed,
         citus.is_here(destination) and citus.has(destination, target),
     )
     changes = (*found.changes, *_own_columns(target, existing))
@@ -138,12 +156,42 @@ def plan(
 
 
 def _refuse_own_names(target: Destination, table: Table) -> None:
-    if target.deletes == "mark" and DELETED in {column.name for column in table.landed}:
-        raise SourceError(
-            f"{table.declared.where}: the source has a column {DELETED}, a name that"
-            " exporter.deletes: mark needs",
-            hint=f"exporter.source.exclude: [{DELETED}]",
-        )
+    """Raise SourceError for a column of a name that raw, or the rows on their way, need."""
+    needed = {STAMP: "raw", BEYOND.name: "staging"}
+    if target.deletes == "mark":
+        needed[DELETED] = "exporter.deletes: mark"
+    for column in table.landed:
+        if column.name in needed:
+            raise SourceError(
+                f"{table.declared.where}: the source has a column {column.name}, a name that"
+                f" {needed[column.name]} needs",
+                hint=f"exporter.source.exclude: [{column.name}]",
+            )
+
+
+def _special_columns(
+    destination: Connection, target: Destination
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return raw's identity columns that are always generated, and those that it computes itself.
+
+    Migrations may have made such columns; a statement must not set them like others.
+    """
+    rows = destination.execute(
+        "select attname, attgenerated <> '' from pg_attribute where attrelid = to_regclass(%s)"
+        " and attnum > 0 and (attidentity = 'a' or attgenerated <> '')",
+        (target.name.as_string(destination),),
+    ).fetchall()
+    return (
+        frozenset(name for name, computed in rows if not computed),
+        frozenset(name for name, computed in rows if computed),
+    )
+
+
+def _size(destination: Connection, target: Destination) -> int:
+    row = destination.execute(
+        "select pg_total_relation_size(to_regclass(%s))", (target.name.as_string(destination),)
+    ).fetchone()
+    return int(row[0] or 0) if row else 0
 
 
 def _own_columns(target: Destination, existing: dict[str, str]) -> Iterator[Change]:

@@ -5,7 +5,7 @@ A definition and a stored position come in; a plan and batches of rows go out.
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, Range, select
-from exporter.source.catalog import Column, Table, find_table
+from exporter.source.catalog import Column, Table, find_table, look_further
 from exporter.source.cursor import CursorReader, describe
 from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted
 from exporter.source.snapshot import Horizon
@@ -29,6 +29,7 @@ __all__ = [
     "Wanted",
     "describe",
     "find_table",
+    "look_further",
     "reader_of",
     "select",
 ]

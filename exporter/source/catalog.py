@@ -31,11 +31,6 @@ class Column(NamedTuple):
     expression: str | None = None  # what the source computes instead of reading a column
 
     @property
-    def has_extension_type(self) -> bool:
-        """Whether raw has it as a type of an extension, whose operators are in a schema."""
-        return "." in self.raw_type
-
-    @property
     def selected(self) -> sql.Composable:
         """The expression that reads the column for raw."""
         name: sql.Composable = sql.Identifier(self.name)
@@ -61,6 +56,7 @@ class Table(NamedTuple):
     unique_keys: tuple[frozenset[str], ...]
     partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
     indexed: frozenset[str] = frozenset()  # columns in whose order an index can be read
+    hides_rows: bool = False  # from this role, by row security
     elsewhere: str = ""  # whose transactions write it, where they cannot be seen here
 
     def column(self, name: str) -> Column:
@@ -110,7 +106,8 @@ select c.oid, c.relkind::text, c.reltuples,
             select from pg_inherits i join pg_class l on l.oid = i.inhrelid
             where i.inhparent = c.oid and l.relkind = 'f') then 'a foreign table'
         when exists (select from pg_subscription_rel where srrelid = c.oid)
-        then 'filled by logical replication' else '' end
+        then 'filled by logical replication' else '' end,
+    row_security_active(c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
 """
@@ -152,12 +149,16 @@ order by c.attnum
 def find_table(
     source: Connection, declared: SourceTable, destination: Connection | None = None
 ) -> Table:
-    """Read the source table's catalog entry. Raises SourceError where it is not there."""
+    """Read the source table's catalog entry. Raises SourceError where it is not there.
+
+    The session then looks where the table's rows need it to.
+    """
+    source.look_in("")  # the table before may have needed more
     found = source.execute(_RELATION, (declared.schema, declared.table)).fetchone()
     if found is None:
         raise _missing_table(source, declared)
     oid, kind, rows, blocks, file, in_blocks, has_xmin, *more = found
-    keys, partitions, indexed, elsewhere = more
+    keys, partitions, indexed, elsewhere, hides_rows = more
     table = Table(
         declared=declared,
         oid=oid,
@@ -173,10 +174,44 @@ def find_table(
         partitions=tuple(partitions),
         indexed=frozenset(indexed),
         elsewhere=elsewhere,
+        hides_rows=hides_rows,
     )
     require(table, "source.columns", declared.columns or ())
     require(table, "source.exclude", declared.exclude)
+    look_further(source, table)
     return table
+
+
+def look_further(source: Connection, table: Table) -> None:
+    """Widen a session's search path by what the rows of a table need, which for most is nothing.
+
+    Sessions look in pg_catalog alone: what somebody has put into `public` must not run in the place
+    of PostgreSQL's own. But a definition's expressions, and the functions behind a view, were
+    written for the role's own path. And the operators of an extension's type are in its schema: in
+    pg_catalog, those of text would be taken for citext's, and compare in another order than the
+    rows come in.
+    """
+    cursor = table.declared.cursor
+    names = (cursor.field, cursor.id_field)
+    order = [column for column in table.columns if column.name in names]
+    paths = [_schemas_of(source, [column.base for column in order])]
+    if table.declared.expressions or table.kind == "v":
+        paths.append(source.role_path.strip())
+    source.look_in(", ".join(path for path in paths if path))
+
+
+def _schemas_of(connection: Connection, types: Iterable[str]) -> str:
+    """Return the schemas of base types that are not PostgreSQL's own, as a search path."""
+    asked = [one for one in types if "." in one]
+    if not asked:
+        return ""
+    row = connection.execute(
+        "select string_agg(distinct quote_ident(n.nspname), ', ') from unnest(%s::text[]) w"
+        " join pg_type t on t.oid = to_regtype(w) join pg_namespace n on n.oid = t.typnamespace"
+        " where t.typtype = 'b'",
+        (asked,),
+    ).fetchone()
+    return row[0] or "" if row else ""
 
 
 # From statistics: to ask for a file's size would wait where a table is locked.
@@ -287,6 +322,7 @@ def _computed(
     if not declared.expressions:
         return ()
     types, typmods = [], []
+    source.look_in(source.role_path)
     for name, expression in declared.expressions.items():
         query = sql.SQL("select ({}) from {} limit 0").format(sql.SQL(expression), declared.name)
         try:

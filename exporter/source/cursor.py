@@ -23,16 +23,7 @@ from exporter.source.snapshot import (
 )
 from exporter.source.window import Span, Window, cursor_columns, decide, newest_number
 from exporter.state import Judgement, Position, Reading, Source, State, Worth
-from exporter.wire import (
-    Block,
-    Connection,
-    Limit,
-    ReadAhead,
-    copy_out,
-    field,
-    find_operators,
-    one_batch,
-)
+from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, field, one_batch
 
 _SMALL = 1024  # blocks, 8 MB: not worth another way
 BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
@@ -68,9 +59,8 @@ class CursorReader:
                 source=horizon.server.identity,
                 horizon=horizon.oldest_open,
             )
+            refuse_hidden_rows(self.table)
             columns = cursor_columns(declared, self.table)
-            kinds = [one.base for one in columns if one and one.has_extension_type]
-            find_operators(source, kinds)
             if destination:
                 self._refuse_nulls(columns)
             yield self.table
@@ -409,6 +399,17 @@ class CursorReader:
                 f"{self._key}: {row[0]} rows have no {names}, and cannot be ordered",
                 hint=f"{self._declared.where}: set exporter.source.cursor.nulls to skip or load",
             )
+
+
+def refuse_hidden_rows(table: Table) -> None:
+    """Raise SourceError where row security would keep rows from this role, and so from raw."""
+    if table.hides_rows:
+        declared = table.declared
+        raise SourceError(
+            f"{declared.where}: row security hides rows of {declared.schema}.{declared.table} from"
+            " DATABASE_URL_CORE's role: they would be missing in raw, or be removed there",
+            hint="ALTER ROLE … BYPASSRLS, for that role",
+        )
 
 
 def describe(definition: Definition, table: Table) -> str:

@@ -13,10 +13,12 @@ from exporter.config import SourceTable
 from exporter.errors import SourceError
 from exporter.source.catalog import Table
 from exporter.state import Source, State
-from exporter.wire import Connection, first_line, own_pids
+from exporter.wire import Connection, first_line, own_sessions
 
 TRUE = sql.SQL("true")
 _XID_TRUST = 1_000_000_000  # half of the distance at which age() of a transaction id turns over
+# Our own sessions on the source write nothing there. Those of other processes and machines are not
+# known for ours, and hold the horizon back like anybody's: rows come later, and none is lost.
 # Sessions are asked for before prepared transactions: one that is just becoming prepared is then
 # found in one of the two at least.
 _OPEN = """
@@ -24,10 +26,12 @@ with open as materialized (
     select min(xact_start) as oldest, count(*) filter (
         where usesysid is not null and state is null and not pg_has_role(usesysid, 'usage')
     ) as hidden
-    from pg_stat_activity
+    from pg_stat_activity a
     where datname = current_database() and pid <> pg_backend_pid()
         and backend_type not in ('autovacuum worker', 'walsender')
-        and pid <> all (%s::int[])
+        and not exists (
+            select from unnest(%s::int[], %s::timestamptz[]) ours (pid, began)
+            where ours.pid = a.pid and ours.began = a.backend_start)
 )
 select clock_timestamp()::text,
     case when pg_is_in_recovery() then least(clock_timestamp(), pg_last_xact_replay_timestamp())
@@ -95,7 +99,7 @@ class Snapshot(NamedTuple):
 
 def observe(source: Connection, stored: State) -> Horizon:
     """Look at what is open on the source. Must run before the snapshot is taken."""
-    row = source.execute(_OPEN, (own_pids(),)).fetchone()
+    row = source.execute(_OPEN, own_sessions(source)).fetchone()
     assert row is not None
     clock, oldest, blind, standby, controls = row
     rest = source.execute(_ASKED[controls]).fetchone()

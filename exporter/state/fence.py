@@ -4,8 +4,8 @@ Ranges may be read and copied side by side, on any machine. They end in their or
 transaction moves ``next_block`` from its first block to its last, and only the range whose turn it
 is can do that, once. So what has landed is always the front of the table and one number tells it,
 stamps never go backwards, and an attempt that somebody else has finished, or whose run is over,
-ends with nothing. Its session may still hold locks, or may never move again (a paused machine):
-whoever takes over ends it.
+lands nothing. Its session may still hold locks, or may never go on (a paused machine): whoever
+takes over ends it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
@@ -55,29 +56,41 @@ def interruptible(give_up: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    timers: list[threading.Timer] = []
+    came: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one whose put() a handler may call
+    # Begun here: where the handler interrupts a thread's start, the next one would never return.
+    threading.Thread(target=_watch, args=(came, give_up), daemon=True).start()
 
     def stop(number: int, _: object) -> None:
-        kind = Sigterm if number == signal.SIGTERM else KeyboardInterrupt
         if not _stopping.is_set():
             _stopping.set()
-            status = 128 + number
-            timers.append(threading.Timer(_IN_ORDER, give_up))
-            timers.append(threading.Timer(_AT_ALL, _end, [status]))
-            for timer in timers:
-                timer.daemon = True
-                timer.start()
-        raise kind
+            came.put(number)
+        raise Sigterm if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for timer in timers:
-            timer.cancel()
+        came.put(0)
         _stopping.clear()
+
+
+def _watch(came: queue.SimpleQueue[int], give_up: Callable[[], None]) -> None:
+    """Wait for a signal, then for the end of the run, 0, and not longer than it may take."""
+    number = came.get()
+    for seconds, action in (
+        (_IN_ORDER, give_up),
+        (_AT_ALL - _IN_ORDER, lambda: _end(128 + number)),
+    ):
+        if number == 0:
+            return
+        with contextlib.suppress(queue.Empty):
+            came.get(timeout=seconds)
+            return
+        action()
 
 
 def _end(status: int) -> None:

@@ -9,7 +9,7 @@ from exporter.wire.connection import (
     cancel,
     connect,
     find_operators,
-    own_pids,
+    own_sessions,
     sever_all,
     stopped_in_order,
 )
@@ -45,7 +45,7 @@ __all__ = [
     "find_operators",
     "first_line",
     "one_batch",
-    "own_pids",
+    "own_sessions",
     "pour",
     "sever_all",
     "stopped_in_order",

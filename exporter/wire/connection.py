@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,8 +18,8 @@ from psycopg.pq import TransactionStatus
 from exporter.config.environment import url
 from exporter.errors import DatabaseError
 from exporter.terminal import signals
+from exporter.wire import pooler, settings
 
-Connection = psycopg.Connection[Any]
 # Where a connection is lost, psycopg would tell of the rollback that it could not send.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
 _CANCEL = 2.0  # seconds that a server has to take note of a cancellation
@@ -32,90 +33,122 @@ _DEFAULTS: dict[str, str | int] = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-# Set after connecting, not as start-up options, which a pooler refuses or drops.
-_SETTINGS = {
-    # The text of every value must mean the same on both sides, whatever the servers default to.
-    "datestyle": "ISO, MDY",
-    "intervalstyle": "postgres",
-    "timezone": "UTC",
-    "bytea_output": "hex",
-    "extra_float_digits": "3",
-    "lc_monetary": "C",
-    "xmloption": "content",
-    "xmlbinary": "base64",
-    "array_nulls": "on",
-    "standard_conforming_strings": "on",
-    "quote_all_identifiers": "off",
-    # As pg_dump has it: no function of another schema is taken for PostgreSQL's own, no row is
-    # hidden without an error, and no limit of the role ends a long copy.
-    "search_path": "pg_catalog",
-    "row_security": "off",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "default_transaction_isolation": "read committed",
-    # Blocks are read from the first to the last; short statements are not worth compiling.
-    "synchronize_seqscans": "off",
-    "jit": "off",
-}
-_SINCE = {"idle_session_timeout": 140000, "transaction_timeout": 170000}  # server versions
-# Sessions of this process, each with the pid of its server process.
-_OPEN: weakref.WeakKeyDictionary[Connection, int] = weakref.WeakKeyDictionary()
+
+
+class Connection(psycopg.Connection[Any]):
+    """A session that ``connect`` opened, on the database that ``variable`` names."""
+
+    variable = ""
+    options = ""  # libpq's start-up options, as the URL has them
+    role_path = ""  # the search path that the role, the database or the URL gives
+    backend: tuple[int, str] | None = None  # the server's process, and when it began
+    path = ""  # where names are found after pg_catalog
+    _widened = False
+
+    def settle(self) -> None:
+        """Make our settings, also where ``discard all`` has ended them. One round trip.
+
+        Raises DatabaseError where one did not take effect, psycopg.Error.
+        """
+        wanted = settings.wanted(self.info.server_version, self.options)
+        cursor = self.execute(settings.statement(wanted).encode())
+        before = cursor.fetchone()
+        cursor.nextset()
+        row = cursor.fetchone()
+        assert before is not None
+        assert row is not None
+        *held, pid, began = row
+        wrong = settings.refused(wanted, held)
+        if wrong:
+            raise DatabaseError(
+                f"{self.variable}: the setting {wrong}",
+                hint="something between us and the server, or a setting of the role, forbids it",
+            )
+        if self.backend is None:
+            self.role_path, self.backend = before[0], (pid, began)
+        elif self.backend != (pid, began):
+            raise _refusal(self.variable)
+        self.path, self._widened = "", False
+
+    def look_in(self, path: str) -> None:
+        """Find names in ``pg_catalog`` first, then in this search path; "" for nowhere else.
+
+        Until it is called again, or the settings are made again.
+        """
+        if path or self._widened:  # what most loads need costs no round trip
+            whole = f"pg_catalog, {path}" if path else "pg_catalog"
+            self.execute("select pg_catalog.set_config('search_path', %s, false)", (whole,))
+            self._widened = True  # also when narrow again: a rollback would widen it
+        self.path = path
+
+
+_lock = threading.Lock()  # threads open sessions while others ask which there are
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+_direct: set[str] = set()  # URLs that lead to a server, or to a pool in session mode
+_looking = threading.Lock()  # one session at a time looks where its URL leads
 
 
 def connect(variable: str) -> Connection:
     """Open an autocommit session on the database that a variable names. Raises DatabaseError."""
-    parts: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(url(variable))}
+    address = url(variable)
+    parts: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(address), "client_encoding": "UTF8"}
     if signals.stopping():
         parts["connect_timeout"] = 2  # the least that libpq takes: who stopped us waits
     try:
-        session = psycopg.connect(
-            make_conninfo("", **parts, client_encoding="UTF8"),
-            autocommit=True,
-            prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
-        )
-    except psycopg.OperationalError as error:
+        session = _dial(parts)
+        try:
+            session.variable = variable
+            session.options = str(parts.get("options") or os.environ.get("PGOPTIONS", ""))
+            with _lock:
+                _open.add(session)
+            session.settle()
+            with contextlib.nullcontext() if address in _direct else _looking:
+                if address not in _direct:
+                    _refuse_shared_processes(session, parts)
+                    _direct.add(address)
+        except BaseException:
+            session.close()
+            raise
+    except psycopg.Error as error:
         reason = " ".join(str(error).split())
-        password = parts.get("password")
-        if password:
-            reason = reason.replace(str(password), "***")
-        raise DatabaseError(
-            f"{variable}: {reason}", hint="is the server up, and the URL right?"
-        ) from None
-    try:
-        pid = settle(session, variable)
-        if pid != session.info.backend_pid:
-            _refuse_transaction_pooling(session, variable, pid)
-    except BaseException:
-        session.close()
-        raise
+        for name in ("password", "sslpassword"):
+            if parts.get(name):
+                reason = reason.replace(str(parts[name]), "***")
+        hint = "is the server up, and the URL right?"
+        if "startup parameter" in reason:
+            hint = "a pooler refuses what the URL asks for at the start, such as its options"
+        raise DatabaseError(f"{variable}: {reason}", hint=hint) from None
     return session
 
 
-def settle(session: Connection, variable: str) -> int:
-    """Give a session our settings, and read them back; return its server process's pid.
-
-    Raises DatabaseError where one did not take effect.
-    """
-    version = session.info.server_version
-    wanted = {**_SETTINGS, **{name: "0" for name, since in _SINCE.items() if version >= since}}
-    settings = ", ".join(
-        f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in wanted.items()
+def _dial(parts: dict[str, Any]) -> Connection:
+    return Connection.connect(
+        make_conninfo("", **parts),
+        autocommit=True,
+        prepare_threshold=None,  # psycopg loses track of what `discard all` has ended
     )
-    read = ", ".join(f"pg_catalog.current_setting('{name}')" for name in wanted)
-    cursor = session.execute(f"select {settings}; select pg_catalog.pg_backend_pid(), {read}")
-    cursor.nextset()
-    row = cursor.fetchone()
-    assert row is not None
-    pid, *found = row
-    for (name, value), now in zip(wanted.items(), found, strict=True):
-        if now != value:
-            raise DatabaseError(
-                f"{variable}: the setting {name} is {now}, and could not be set to {value}",
-                hint="something between us and the server, or a setting of the role, forbids it",
-            )
-    _OPEN[session] = pid
-    return int(pid)
+
+
+def _refuse_shared_processes(session: Connection, parts: dict[str, Any]) -> None:
+    """Raise DatabaseError where a pooler gives the server process away between transactions."""
+    assert session.backend is not None
+    if not pooler.is_between(session, session.backend[0]):
+        return
+    try:
+        other = _dial({**parts, "connect_timeout": 2})
+    except psycopg.OperationalError:
+        return  # it takes no more clients: the first session keeps its process
+    with contextlib.closing(other):
+        if pooler.gives_away(session, other):
+            raise _refusal(session.variable)
+
+
+def _refusal(variable: str) -> DatabaseError:
+    return DatabaseError(
+        f"{variable} leads through a pooler that gives a session another server process for"
+        " each transaction (PgBouncer: pool_mode = transaction or statement)",
+        hint="locks and snapshots need one: name the server itself, or a pool in session mode",
+    )
 
 
 def find_operators(session: Connection, types: Iterable[str]) -> None:
@@ -125,41 +158,19 @@ def find_operators(session: Connection, types: Iterable[str]) -> None:
     """
     schemas = {schema for schema, dot, _ in (one.rpartition(".") for one in types) if dot}
     if schemas:
-        path = ", ".join(["pg_catalog", *sorted(schemas)])
-        session.execute("select set_config('search_path', %s, false)", (path,))
+        session.look_in(", ".join(filter(None, [session.path, *sorted(schemas)])))
 
 
-def own_pids() -> list[int]:
-    """Return the pids of the server processes that serve this process."""
-    return list(_OPEN.values())
+def own_sessions(connection: Connection) -> tuple[list[int], list[str]]:
+    """Return the processes of our sessions on the database of this one, and when they began.
 
-
-def _refuse_transaction_pooling(session: Connection, variable: str, pid: int) -> None:
-    """Raise DatabaseError where a pooler gives the server process away between transactions.
-
-    The pid that the pooler told us is not the server's. A second session then gets the process
-    that the first one had, or the first one another: with a process each, neither can happen.
+    These alone are known to be ours: anybody may be called ``dbt-exporter``, and another process
+    may have the number of one that has ended, or that is on another server.
     """
-    try:
-        other = psycopg.connect(
-            make_conninfo(url(variable), connect_timeout=2, client_encoding="UTF8"), autocommit=True
-        )
-    except psycopg.OperationalError:
-        return  # all its processes are taken: the first session keeps one
-    with contextlib.closing(other):
-        try:
-            with other.transaction():
-                theirs = other.execute("select pg_catalog.pg_backend_pid()").fetchone()
-                ours = session.execute("select pg_catalog.pg_backend_pid()").fetchone()
-            shared = theirs == (pid,) or ours != (pid,)
-        except psycopg.Error:  # "transaction blocks not allowed": it gives away more than that
-            shared = True
-    if shared:
-        raise DatabaseError(
-            f"{variable} leads through a pooler that gives a session another server process for"
-            " each transaction (PgBouncer: pool_mode = transaction or statement)",
-            hint="locks and snapshots need one: name the server itself, or a pool in session mode",
-        )
+    with _lock:
+        ours = [one for one in _open if not one.closed and one.variable == connection.variable]
+    found = [one.backend for one in ours if one.backend]
+    return [pid for pid, _ in found], [began for _, began in found]
 
 
 class Sessions:
@@ -183,15 +194,15 @@ class Sessions:
 
         Where an error is raised they are closed: nobody knows what state they are in.
         """
-        variables = ("DATABASE_URL_ANALYTICS", "DATABASE_URL_CORE")
         try:
-            for session, variable in zip(self._kept, variables, strict=False):
-                settle(session, variable)  # a server or a firewall may have ended an idle one
-        except psycopg.Error:
-            self._close()
-        try:
+            try:
+                for session in self._kept:
+                    session.settle()  # a server or a firewall may have ended an idle one
+            except psycopg.Error:
+                self._close()
             if not self._kept:
-                self._kept += (connect(variable) for variable in variables)
+                for variable in ("DATABASE_URL_ANALYTICS", "DATABASE_URL_CORE"):
+                    self._kept.append(connect(variable))
             destination, source = self._kept
             yield destination, source
         except BaseException:
@@ -239,5 +250,7 @@ def sever(connection: Connection) -> None:
 
 def sever_all() -> None:
     """Do so with every session of this process: it is to end, whatever the servers do."""
-    for connection in list(_OPEN):
-        sever(connection)
+    with _lock:
+        sessions = [one for one in _open if not one.closed]
+    for session in sessions:
+        sever(session)

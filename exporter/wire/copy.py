@@ -6,6 +6,7 @@ runs in a thread of its own, so that the source fills the buffer while the desti
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from psycopg import errors, sql
-from psycopg.pq import ExecStatus, abc
+from psycopg.pq import ExecStatus, TransactionStatus, abc
 
 from exporter.wire.connection import Connection, cancel, sever
 
@@ -186,11 +187,11 @@ class CopyIn:
 
     def abandon(self) -> None:
         """End the copy as failed, leaving the transaction to be rolled back."""
-        if self._pgconn.transaction_status == 1:  # active
-            self._pgconn.put_copy_end(b"the other side failed")
-            _flush(self._pgconn)
-            while self._pgconn.get_result():
-                pass
+        if self._pgconn.transaction_status == TransactionStatus.ACTIVE:
+            with contextlib.suppress(errors.Error):  # what led here says more than a lost server
+                self._pgconn.put_copy_end(b"the other side failed")
+                _flush(self._pgconn)
+                _drain(self._pgconn)
 
 
 def pour(
@@ -313,9 +314,20 @@ def _start(pgconn: abc.PGconn, statement: bytes, expected: ExecStatus) -> None:
         _wait_readable(pgconn)
     result = pgconn.get_result()
     if result is None or result.status != expected:
-        while pgconn.get_result():
-            pass
+        _drain(pgconn)
         raise _error(pgconn, result)
+
+
+def _drain(pgconn: abc.PGconn) -> None:
+    """Take what is left of a statement's results.
+
+    libpq's own waiting for them would stop every thread of this process.
+    """
+    while True:
+        while pgconn.is_busy():
+            _wait_readable(pgconn)
+        if pgconn.get_result() is None:
+            return
 
 
 def _finish(pgconn: abc.PGconn) -> int:

@@ -127,3 +127,17 @@ def test_row_that_the_destination_refuses(shop: Workplace) -> None:
     assert done.returncode == 1
     assert "batch 1, row id=7" in done.stderr
     assert "41.5" not in done.stderr
+
+
+def test_two_definitions_of_one_raw_table(place: Workplace) -> None:
+    place.define(GOOD, GOOD.replace("key: Item", "key: Other"))
+    done = place.run("exporter", "load")
+    assert done.returncode == 2
+    assert "analytics_raw.item is the raw table of models/sources.yml:" in done.stderr
+
+
+def test_a_name_that_postgresql_would_cut(place: Workplace) -> None:
+    place.define(GOOD.replace("name: item", f"name: {'é' * 32}"))
+    done = place.run("exporter", "load")
+    assert done.returncode == 2
+    assert "is longer than the 63 bytes that PostgreSQL keeps" in done.stderr

@@ -63,14 +63,14 @@ def test_a_full_refresh_marks_what_is_gone(place: Workplace) -> None:
     _items(place, MARK)
     place.query(place.analytics, f"update {RAW} set _deleted_at = _exported_at where id = 9")
     place.query(place.core, "delete from item where id in (1, 2)")
-    assert place.load("Item", "--full-refresh")["rows_deleted"] == 2
+    assert place.load("Item", "--full-refresh", "--max-deletes", "100")["rows_deleted"] == 2
     assert _marked(place) == [1, 2]
     stamps = f"select _deleted_at from {RAW} where id = 1"
     first = place.query(place.analytics, stamps)
-    assert place.load("Item", "--full-refresh")["rows_deleted"] == 0
+    assert place.load("Item", "--full-refresh", "--max-deletes", "100")["rows_deleted"] == 0
     assert place.query(place.analytics, stamps) == first
     place.query(place.core, "insert into item values (1, now(), 'back')")
-    place.load("Item", "--full-refresh")
+    place.load("Item", "--full-refresh", "--max-deletes", "100")
     assert _marked(place) == [2]
 
 

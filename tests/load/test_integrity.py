@@ -118,19 +118,79 @@ def test_stamps_grow_when_the_clock_goes_back(product: Workplace) -> None:
     assert product.query(product.analytics, "select count(*) from analytics.stat_event") == [(12,)]
 
 
-def test_newest_of_duplicate_keys_wins(place: Workplace) -> None:
+@pytest.mark.parametrize("batch", ["1", "1000"])
+@pytest.mark.parametrize("words", [(), ("--full-refresh",)])
+def test_rows_that_share_a_key_are_refused(
+    place: Workplace, batch: str, words: tuple[str, ...]
+) -> None:
     place.define(ITEM.replace("conflict_columns: [id]", "conflict_columns: [k]"))
     place.query(
         place.core,
         "create table item (id int primary key, k int not null, at timestamptz not null);"
-        "insert into item select n, 7, now() - (array[60, 120, 60])[n] * interval '1 second'"
-        " from generate_series(1, 3) n",
+        "insert into item select n, n % 100, now() - n * interval '1 minute'"
+        " from generate_series(1, 101) n",
     )
-    place.load("Item", BATCH_SIZE="1")
-    assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]
-    place.query(place.core, "insert into item values (4, 7, now() - interval '2 minutes')")
-    assert place.load("Item")["rows_read"] == 1
-    assert place.query(place.analytics, "select id from analytics_raw.item") == [(3,)]
+    done = place.run("exporter", "load", *words, BATCH_SIZE=batch)
+    assert done.returncode == 1
+    assert "two rows of the source share conflict_columns (k): k=1, at=" in done.stderr
+    assert "must be unique at the source" in done.stderr
+    place.query(place.core, "delete from item where id = 101")
+    place.load("Item", *words)
+    compare(place, "public.item", "analytics_raw.item")
+    place.query(place.core, "insert into item values (200, 7, now()), (201, 7, now())")
+    done = place.run("exporter", "load", *words, BATCH_SIZE=batch)
+    assert done.returncode == 1
+    assert "share conflict_columns (k): k=7" in done.stderr
+
+
+def test_a_key_that_is_null_is_refused(place: Workplace) -> None:
+    place.define(ITEM.replace("conflict_columns: [id]", "conflict_columns: [k]"))
+    place.query(
+        place.core,
+        "create table item (id int primary key, k int unique, at timestamptz not null);"
+        "insert into item values (1, 1, now()), (2, null, now())",
+    )
+    place.query(
+        place.analytics,
+        "create schema analytics_raw; create table analytics_raw.item (id int, k int unique,"
+        " at timestamptz, _exported_at timestamptz)",
+    )
+    done = place.run("exporter", "load")
+    assert done.returncode == 1
+    assert "a row of the source has NULL in its key: k=NULL, at=" in done.stderr
+    assert "id=2" in done.stderr
+
+
+def test_ties_of_an_id_that_is_not_unique_stay_together(place: Workplace) -> None:
+    """A load that is stopped inside a tie goes on with all of it."""
+    definition = ITEM.replace("conflict_columns: [id]", "conflict_columns: [k]")
+    place.define(definition.replace("id_field: id", "id_field: g"))
+    place.query(
+        place.core,
+        "create table item (k int primary key, g int not null, at timestamptz not null);"
+        "insert into item values (0, 0, '2020-01-01')",
+    )
+    place.load("Item")
+    place.query(place.core, "insert into item select n, n / 10, '2026-01-01'"
+                " from generate_series(1, 40) n; alter table item add check (true)")  # fmt: skip
+    place.query(
+        place.analytics,
+        "alter table analytics_raw.item add constraint low check (k < 15)",
+    )
+    assert place.run("exporter", "load", BATCH_SIZE="4").returncode == 1
+    place.query(place.analytics, "alter table analytics_raw.item drop constraint low")
+    place.load("Item", BATCH_SIZE="4")
+    compare(place, "public.item", "analytics_raw.item")
+
+
+def test_the_order_is_that_of_the_tables_columns(place: Workplace) -> None:
+    computed = 'columns: [id, at, {name: day, expression: "at::date"}]'
+    place.define(ITEM.replace("table: item", f"table: item\n          {computed}"))
+    place.query(place.core, "create table item (id int primary key, at timestamptz not null);"
+                "insert into item select n, now() from generate_series(1, 9) n")  # fmt: skip
+    place.load("Item")
+    place.query(place.core, "insert into item values (10, now())")
+    assert place.load("Item")["rows_written"] == 1
 
 
 def test_full_refresh_removes_what_is_gone_and_shows_no_empty_table(product: Workplace) -> None:
@@ -142,9 +202,16 @@ def test_full_refresh_removes_what_is_gone_and_shows_no_empty_table(product: Wor
     product.query(
         product.core, "update \"StatEvent\" set tag = 'old' where id < 'evt_000000000011'"
     )
+    before = product.query(product.analytics, f"select count(*) from {RAW}")
+    refused = product.run("exporter", "load", "StatEvent", "--full-refresh")
+    assert refused.returncode == 1
+    assert "1,000 of the 5,000 rows of raw (20 %) are gone at the source" in refused.stderr
+    assert "exporter load StatEvent --full-refresh --max-deletes 20" in refused.stderr
+    assert product.query(product.analytics, f"select count(*) from {RAW}") == before
     counts = []
+    words = ["load", "StatEvent", "--full-refresh", "--max-deletes", "20"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "exporter", "load", "StatEvent", "--full-refresh"],
+        [sys.executable, "-m", "exporter", *words],
         cwd=product.folder,
         env=product.environment,
     )
@@ -170,7 +237,8 @@ def test_full_refresh_of_an_append_only_log(place: Workplace) -> None:
     time.sleep(0.3)
     assert place.load("Item")["rows_read"] == 9
     place.query(place.core, "delete from item where id > 5")
-    assert place.load("Item", "--full-refresh")["rows_read"] == 5
+    assert place.run("exporter", "load", "Item", "--full-refresh").returncode == 1
+    assert place.load("Item", "--full-refresh", "--max-deletes", "50")["rows_read"] == 5
     assert place.load("Item")["rows_read"] == 0
     compare(place, "public.item", "analytics_raw.item", "id, at")
 

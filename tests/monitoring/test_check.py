@@ -188,7 +188,13 @@ def test_rights_on_tables_of_somebody_else(items: Workplace, limited: Workplace)
     items.query(items.core, "insert into item values (100, now(), 3)")
     limited.load("Item")
     items.query(items.core, "alter table item enable row level security")
-    assert "row security" in str(_check(limited)["Item policies"]["message"])
+    policies = _check(limited, status=1)["Item policies"]
+    assert "row security" in str(policies["message"])
+    done = limited.run("exporter", "load", "Item")
+    assert done.returncode == 1
+    assert "row security hides rows of public.item" in done.stderr
+    _apply(items, items.core, policies)
+    limited.load("Item")
 
 
 def test_drift_is_told_before_it_happens(items: Workplace) -> None:

@@ -88,7 +88,7 @@ def test_first_load_increments_and_deletes(spread: Workplace) -> None:
     spread.query(spread.core, "update item set k = 7, at = now() where id = 60")
     assert spread.load("--reconcile")["rows_deleted"] == 50
     spread.query(spread.core, "delete from item where id <= 55")
-    assert spread.load("--full-refresh")["rows_deleted"] == 5
+    assert spread.load("--full-refresh", "--max-deletes", "100")["rows_deleted"] == 5
     living = f"(select * from {spread.raw} where _deleted_at is null) item"
     compare(spread, "public.item", living, COLUMNS + ", k")
     assert "equal" in spread.run("exporter", "verify").stdout

@@ -105,10 +105,10 @@ def test_a_key_of_an_extension_is_compared_by_its_own_operators(place: Workplace
 def test_a_setting_that_does_not_take_effect_is_told(
     items: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.wire import connection
+    from exporter.wire import settings
 
     monkeypatch.setenv("DATABASE_URL_CORE", items.core)
-    monkeypatch.setitem(connection._SETTINGS, "datestyle", "iso, mdy")  # read back as ISO, MDY
+    monkeypatch.setitem(settings.REQUIRED, "datestyle", "iso, mdy")  # read back as ISO, MDY
     with pytest.raises(DatabaseError, match="setting datestyle is ISO, MDY"):
         connect("DATABASE_URL_CORE")
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from exporter.errors import StoppedError, TerminatedError
 
 _IN_ORDER = 2.5  # seconds for what can be ended in order
 _AT_ALL = 4.7  # seconds after which the process ends as it is
-_stopping = threading.Event()
+_LOOK = 0.1  # seconds between looks at whether the run is to end
 
 
 class Sigterm(KeyboardInterrupt):
     """SIGTERM came. A KeyboardInterrupt, since psycopg then cancels the running statement."""
+
+
+class _Run:
+    """What goes on. No Event: a second signal would wait for a lock that the first one holds."""
+
+    interrupt: KeyboardInterrupt | None = None  # the first one
+
+
+_run = _Run()
 
 
 def reason(stop: KeyboardInterrupt, text: str) -> StoppedError:
@@ -40,9 +49,18 @@ def behind(error: BaseException) -> KeyboardInterrupt | None:
     return cause
 
 
-def stopping() -> bool:
-    """Tell whether the run has been interrupted: what is begun now must not take long."""
-    return _stopping.is_set()
+def stopping() -> KeyboardInterrupt | None:
+    """Return the interrupt that ends the run: what is begun now must not take long."""
+    return _run.interrupt
+
+
+def pause(seconds: float) -> None:
+    """Sleep. Raises the interrupt that ends the run, in whatever thread."""
+    until = time.monotonic() + seconds
+    while _run.interrupt is None and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOK))
+    if _run.interrupt is not None:
+        raise _run.interrupt
 
 
 @contextlib.contextmanager
@@ -56,15 +74,16 @@ def interruptible(give_up: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one whose put() a handler may call
-    # Begun here: where the handler interrupts a thread's start, the next one would never return.
-    threading.Thread(target=_watch, args=(came, give_up), daemon=True).start()
+    ended = threading.Event()
 
     def stop(number: int, _: object) -> None:
-        if not _stopping.is_set():
-            _stopping.set()
-            came.put(number)
-        raise Sigterm if number == signal.SIGTERM else KeyboardInterrupt
+        interrupt = Sigterm() if number == signal.SIGTERM else KeyboardInterrupt()
+        if _run.interrupt is None:
+            _run.interrupt = interrupt
+            watch = threading.Thread(target=_watch, args=(128 + number, ended, give_up))
+            watch.daemon = True
+            watch.start()
+        raise interrupt
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
@@ -74,23 +93,15 @@ def interruptible(give_up: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        came.put(0)
-        _stopping.clear()
+        ended.set()
+        _run.interrupt = None
 
 
-def _watch(came: queue.SimpleQueue[int], give_up: Callable[[], None]) -> None:
-    """Wait for a signal, then for the end of the run, 0, and not longer than it may take."""
-    number = came.get()
-    for seconds, action in (
-        (_IN_ORDER, give_up),
-        (_AT_ALL - _IN_ORDER, lambda: _end(128 + number)),
-    ):
-        if number == 0:
-            return
-        with contextlib.suppress(queue.Empty):
-            came.get(timeout=seconds)
-            return
-        action()
+def _watch(status: int, ended: threading.Event, give_up: Callable[[], None]) -> None:
+    if not ended.wait(_IN_ORDER):
+        give_up()
+    if not ended.wait(_AT_ALL - _IN_ORDER):
+        _end(status)
 
 
 def _end(status: int) -> None:

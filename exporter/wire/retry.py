@@ -7,6 +7,7 @@ from collections.abc import Callable
 import psycopg
 
 from exporter.errors import DatabaseError, LockedError
+from exporter.terminal import signals
 
 RETRIES = 6  # the waits between them add up to 16 s
 # SQLSTATEs, or their beginnings, of what may pass. The others of PostgreSQL's own classes for it
@@ -35,7 +36,7 @@ def with_retries(attempt: Callable[[], None], again: Callable[[str], None]) -> N
     """Call ``attempt``, and again after what may pass; tell ``again`` the reason of the first.
 
     Raises what the last attempt raised. A DatabaseError of the first one, a server that was never
-    there, is raised at once.
+    there, is raised at once. After a Ctrl-C or a SIGTERM there is no other try, but the interrupt.
     """
     try:
         attempt()
@@ -43,6 +44,9 @@ def with_retries(attempt: Callable[[], None], again: Callable[[str], None]) -> N
     except psycopg.Error as error:
         if not _is_transient(error):
             raise
+        stop = signals.stopping()
+        if stop:  # which has ended the sessions
+            raise stop from None
         again(first_line(error))
     from tenacity import (  # noqa: PLC0415  only where something failed
         Retrying,
@@ -56,6 +60,7 @@ def with_retries(attempt: Callable[[], None], again: Callable[[str], None]) -> N
         retry=retry_if_exception(lambda e: isinstance(e, LockedError) or _is_transient(e)),
         stop=stop_after_attempt(RETRIES),
         wait=wait_exponential(multiplier=0.25, max=10),
+        sleep=signals.pause,
         reraise=True,
     )(attempt)
 

@@ -204,7 +204,8 @@ def _wide_slow_table(place: Workplace) -> None:
     place.define(SLOW.replace("[id, at,", "[id, at, pad,"))
 
 
-def _stopped(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def _stopped(process: subprocess.Popen[str], number: signal.Signals, *, recorded: bool) -> None:
+    """Stop a load; where the destination takes new sessions, it ends in order."""
     process.send_signal(number)
     began = time.monotonic()
     try:
@@ -214,6 +215,8 @@ def _stopped(process: subprocess.Popen[str], number: signal.Signals) -> None:
     assert process.returncode == 128 + number, said
     assert time.monotonic() - began < 5.2, said
     assert "Traceback" not in said
+    if recorded:
+        assert said.startswith("exporter: Slow: interrupted")
 
 
 @pytest.mark.parametrize("side", ["core", "analytics"])
@@ -234,7 +237,7 @@ def test_a_peer_that_falls_silent_while_few_bytes_are_on_their_way(
         until(lambda: bool(place.query(place.analytics, copying)))
         relay.silent.set()
         time.sleep(1)
-        _stopped(process, signal.SIGTERM)
+        _stopped(process, signal.SIGTERM, recorded=side == "core")
     relay.close()
     wait_unlocked(place)
     place.load("Slow")
@@ -258,7 +261,7 @@ def test_a_server_process_that_stands_still(place: Workplace, side: str) -> None
             pytest.skip("the server's processes are not ours to stop")
         try:
             time.sleep(0.5)
-            _stopped(process, signal.SIGINT)
+            _stopped(process, signal.SIGINT, recorded=True)
         finally:
             os.kill(pid, signal.SIGCONT)
     wait_unlocked(place)
@@ -287,29 +290,21 @@ def test_a_job_in_the_background_goes_on_ignoring_ctrl_c(place: Workplace) -> No
     assert '"rows_written": 60' in out
 
 
-def test_no_thread_is_begun_while_a_signal_is_handled() -> None:
-    """A handler that interrupts the start of a thread, and starts one, waits for itself."""
-    code = """
-import signal, threading
-from exporter.terminal import signals
-def inside(*_):
-    signal.raise_signal(signal.SIGTERM)
-with signals.interruptible(lambda: None):
-    with threading._active_limbo_lock:
-        try:
-            inside()
-        except KeyboardInterrupt:
-            print("interrupted")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    assert done.stdout == "interrupted\n", done.stderr
+def test_a_signal_while_a_load_waits_to_try_again(place: Workplace, relay: Relay) -> None:
+    """In a thread, where no signal is raised."""
+    slow_table(place, 400)
+    url = relay.url(place.core)
+    with started(place, "load", "-j", "2", DATABASE_URL_CORE=url, BATCH_SIZE="10") as process:
+        copying = "select 1 from pg_stat_activity where query like 'copy%pg_sleep%'"
+        until(lambda: bool(place.query(place.core, copying)) or process.poll() is not None)
+        relay.close()  # nobody listens any more
+        time.sleep(6)  # the waits have grown by then
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 143, said
+    assert time.monotonic() - began < 3
+    assert said.splitlines()[-1] == "exporter: Slow: interrupted by SIGTERM"
 
 
 def test_keys_are_of_one_table_though_they_look_elsewhere(place: Workplace) -> None:

@@ -71,9 +71,9 @@ def _refuse_shared_tables(definitions: Iterable[Definition]) -> None:
                 raise DefinitionError(
                     f"{where}: {name} is longer than the {_LONGEST} bytes that PostgreSQL keeps"
                 )
-        other = tables.setdefault(str(target), where)
-        if other != where:
-            raise DefinitionError(f"{where}: {target} is the raw table of {other}, too")
+        if str(target) in tables:
+            raise DefinitionError(f"{where}: {target} is the raw table of {tables[str(target)]}")
+        tables[str(target)] = where
 
 
 def model_paths(root: Path, config: dict[str, Any]) -> list[Path]:

@@ -130,10 +130,7 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
     try:
         with_retries(attempt, lambda why: say(f"{why}; connecting again"))
     except psycopg.Error as error:
-        hint = None
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            hint = "a statement reads up to 1 GB: give the role a longer statement_timeout"
-        verdict.error = DatabaseError(f"{definition.key}: {first_line(error)}", hint=hint)
+        verdict.error = DatabaseError(f"{definition.key}: {first_line(error)}")
     except ExporterError as error:
         verdict.error = error
     except KeyboardInterrupt as stop:

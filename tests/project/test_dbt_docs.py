@@ -96,7 +96,7 @@ def test_lineage_runs_from_the_core_table_to_the_exposure(documented: Workplace)
     assert core["description"].startswith("What visitors do.")
     assert "exporter load StatEvent" in core["description"]
     assert core["database"] == documented.core.rpartition("/")[2].partition("?")[0]
-    assert core["columns"]["type"]["data_type"] == '"StatEventType"'
+    assert core["columns"]["type"]["data_type"] == 'public."StatEventType"'
     assert "_exported_at" not in core["columns"]
     _complete(documented)
     assert (documented.folder / "target" / "manifest.json").read_text() == before
@@ -124,7 +124,7 @@ def test_the_page_of_stat_event(documented: Workplace) -> None:
         wait.until(lambda _: {*LINEAGE} <= {*map(tuple, chrome.execute_script(_GRAPH))})
         page = shown(f"source/{CORE}", "What visitors do.")
         assert "core.StatEvent" in page
-        assert '"StatEventType"' in page
+        assert 'public."StatEventType"' in page
         assert '"cursor":{"field":"updated_at"' in shown(f"source/{RAW}", "analytics_raw")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -36,9 +37,16 @@ def _open(place: Workplace, statement: str) -> Iterator[None]:
 INDEX = "create index on item (at, id)"
 
 
-@pytest.mark.parametrize("index", [INDEX, ""])
-@pytest.mark.parametrize("ahead", ["", "20 minutes", "1 year", "infinity"])
-@pytest.mark.parametrize("zone", ZONES)
+def _cases() -> Iterator[Any]:
+    """Every combination; `make test` takes one zone on either side, and what differs most."""
+    for zone in ZONES:
+        for ahead in ("", "20 minutes", "1 year", "infinity"):
+            for index in (INDEX, ""):
+                short = zone == "Pacific/Honolulu" or (zone == "Asia/Tokyo" and ahead == "1 year")
+                yield pytest.param(zone, ahead, index, marks=() if short else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("zone", "ahead", "index"), _cases())
 def test_local_times_of_any_zone(place: Workplace, zone: str, ahead: str, index: str) -> None:
     now = f"(now() at time zone '{zone}')"
     _table(place, "timestamp", now, index)

@@ -71,11 +71,7 @@ def test_rows_that_a_policy_hides_are_an_error(items: Workplace) -> None:
         url = parts._replace(netloc=f"{role}:secret@").geturl()
         done = items.run("exporter", "load", DATABASE_URL_CORE=url)
         assert done.returncode == 1
-        assert "row-level security" in done.stderr
-        assert items.query(items.analytics, "select to_regclass('analytics_raw.item')") in (
-            [(None,)],
-            [("analytics_raw.item",)],
-        )
+        assert "row security hides rows of public.item" in done.stderr
     finally:
         items.query(items.core, f"drop owned by {role}; drop role {role}")
 

@@ -23,8 +23,9 @@ from exporter.wire import pooler, settings
 # Where a connection is lost, psycopg would tell of the rollback that it could not send.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
 _CANCEL = 2.0  # seconds that a server has to take note of a cancellation
-# A peer that falls silent is given up after 30 seconds, unless the URL says otherwise: Linux's own
-# defaults are two hours and more.
+# A peer that falls silent is given up within a minute, unless the URL says otherwise: Linux's own
+# defaults are two hours and more. The last bounds what waits to be sent, also to a server that is
+# alive but reads nothing for so long.
 _DEFAULTS: dict[str, str | int] = {
     "connect_timeout": 10,
     "application_name": "dbt-exporter",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 
+from exporter.state import Binding, Reading, Source, Worth, judge
 from tests.conftest import Workplace, compare
 
 ITEM = """
@@ -290,3 +293,29 @@ def test_a_state_of_the_first_edition_is_taken_over(items: Workplace) -> None:
     )
     assert [row[:2] for row in found] == [("analytics_raw.item", "Item")]
     assert found[0][2] > 0
+
+
+SOURCE = Source("1", "5/core", 1, 1000, 500, False, "2026-01-01 00:00:00+00", "public.item", 7, ())
+READING = Reading("cursor", "at", "id", "error", {"id": ""}, ("id",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "worth", "said"),
+    [
+        ({}, Worth.ONWARD, ""),
+        ({"lsn": 2000, "next_xid": 600}, Worth.ONWARD, ""),
+        ({"timeline": 2}, Worth.REREAD, "the source is on timeline 2, and was on 1"),
+        ({"lsn": 900}, Worth.REREAD, "it has lost commits"),
+        ({"next_xid": 400}, Worth.REREAD, "it has lost commits"),
+        ({"lsn": 900, "next_xid": 400, "standby": True}, Worth.ONWARD, ""),  # it lags
+        ({"cluster": None, "timeline": None, "lsn": None}, Worth.ONWARD, ""),  # may not ask
+        ({"clock": "2025-12-31 23:00:00+00"}, Worth.SWEEP, "the source's clock went back"),
+    ],
+)
+def test_a_source_that_was_restored_or_failed_over(
+    changed: dict[str, Any], worth: Worth, said: str
+) -> None:
+    before = Binding(SOURCE, 9, READING)
+    found = judge(before, before._replace(source=SOURCE._replace(**changed)), raw_is_empty=False)
+    assert found.worth is worth
+    assert said in found.reason

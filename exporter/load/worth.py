@@ -46,8 +46,11 @@ def settle(
     if judgement.worth in (Worth.ONWARD, Worth.SWEEP):
         bound = stored.binding if stored.cursor or stored.next_block else now
         return stored._replace(binding=bound), judgement.worth
+    # Where deletes follow, a load that is killed before them has to begin again.
+    ignores = attempt.definition.destination.deletes == "ignore"
+    bound = now if ignores or judgement.worth is Worth.ANEW else stored.binding
     # The stamp stays: a later one that is lower would be passed over by the models.
-    return State(exported_at=stored.exported_at, binding=now), judgement.worth
+    return State(exported_at=stored.exported_at, binding=bound), judgement.worth
 
 
 def _judged(stored: State, reader: Reader, now: Binding, *, empty: bool) -> Judgement:

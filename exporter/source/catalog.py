@@ -298,6 +298,17 @@ def planned_rows(connection: Connection, query: sql.Composable) -> int:
     return int(row[0][0]["Plan"]["Plan Rows"])
 
 
+def refuse_hidden_rows(table: Table) -> None:
+    """Raise SourceError where row security would keep rows from this role, and so from raw."""
+    if table.hides_rows:
+        declared = table.declared
+        raise SourceError(
+            f"{declared.where}: row security hides rows of {declared.schema}.{declared.table} from"
+            " DATABASE_URL_CORE's role: they would be missing in raw, or be removed there",
+            hint="ALTER ROLE … BYPASSRLS, for that role",
+        )
+
+
 def require(table: Table, key: str, names: Iterable[str]) -> None:
     """Raise SourceError for a name that is no column of the table, nor computed for it."""
     known = [column.name for column in (*table.columns, *table.computed)]

@@ -46,7 +46,7 @@ def _cases() -> Iterator[Any]:
                 yield pytest.param(zone, ahead, index, marks=() if short else pytest.mark.long)
 
 
-@pytest.mark.parametrize(("zone", "ahead", "index"), _cases())
+@pytest.mark.parametrize(("zone", "ahead", "index"), [*_cases()])
 def test_local_times_of_any_zone(place: Workplace, zone: str, ahead: str, index: str) -> None:
     now = f"(now() at time zone '{zone}')"
     _table(place, "timestamp", now, index)
@@ -143,3 +143,20 @@ def test_writers_that_cannot_be_seen_are_told_of(place: Workplace) -> None:
     assert done.returncode == 0, done.stderr
     assert "public.item is a foreign table" in done.stderr
     assert "only the lookback covers them" in done.stderr
+
+
+def test_a_log_whose_newest_rows_are_removed_at_the_source(place: Workplace) -> None:
+    _table(place, "timestamptz", "now() - interval '1 hour'", INDEX, rows=20)
+    place.define(ITEM.replace("        conflict_columns: [id]\n", ""))
+    assert place.load("Item")["rows_written"] == 20
+    place.query(place.core, "delete from item where id > 15")
+    assert place.run("exporter", "load").stderr == ""
+    place.query(
+        place.core, "insert into item (at) values (now() - interval '2 hours' - interval '1 s')"
+    )
+    done = place.run("exporter", "load")
+    assert done.returncode == 1
+    assert "lies behind the position" in done.stderr
+    assert "state adopt Item" in done.stderr
+    assert place.run("exporter", "state", "adopt", "Item").returncode == 0
+    assert place.run("exporter", "load").returncode == 0

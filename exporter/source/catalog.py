@@ -170,7 +170,8 @@ def find_table(
         file=file or "",
         has_xmin=has_xmin,
         in_blocks=in_blocks,
-        unique_keys=tuple(map(frozenset, keys)),
+        # An index of a table does not cover the tables that inherit from it.
+        unique_keys=() if kind == "r" and partitions else tuple(map(frozenset, keys)),
         partitions=tuple(partitions),
         indexed=frozenset(indexed),
         elsewhere=elsewhere,

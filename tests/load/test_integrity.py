@@ -143,6 +143,34 @@ def test_rows_that_share_a_key_are_refused(
     assert "share conflict_columns (k): k=7" in done.stderr
 
 
+def test_rows_of_inheriting_tables_share_a_key(place: Workplace) -> None:
+    place.define(ITEM)
+    place.query(
+        place.core,
+        "create table item (id int primary key, at timestamptz not null);"
+        "create table child () inherits (item);"
+        "insert into item values (1, '2026-01-01'); insert into child values (1, '2026-01-02')",
+    )
+    done = place.run("exporter", "load")
+    assert done.returncode == 1
+    assert "two rows of the source share conflict_columns (id): id=1, at=2026-01-0" in done.stderr
+
+
+def test_a_refused_row_is_named_whatever_its_key_is_called(place: Workplace) -> None:
+    place.define(ITEM.replace("id_field: id", "id_field: '100%s'").replace("[id]", "['100%s']"))
+    place.query(
+        place.core,
+        'create table item ("100%s" int primary key, at timestamptz not null, v int);'
+        "insert into item select n, now(), n from generate_series(1, 9) n",
+    )
+    place.load("Item")
+    place.query(place.analytics, "alter table analytics_raw.item add check (v < 100)")
+    place.query(place.core, "update item set v = 100, at = clock_timestamp() where v = 7")
+    done = place.run("exporter", "load")
+    assert done.returncode == 1
+    assert "row 100%s=7" in done.stderr
+
+
 def test_a_key_that_is_null_is_refused(place: Workplace) -> None:
     place.define(ITEM.replace("conflict_columns: [id]", "conflict_columns: [k]"))
     place.query(

@@ -30,7 +30,8 @@ KEYS = {
     ),
     "source.cursor.lookback": Key(
         "how far behind a stamp may be that the database did not make: a time, or a number where"
-        " the cursor is an integer",
+        " the cursor is an integer. If it is set, it counts from the newest row where that is older"
+        " than the oldest open transaction",
         otherwise="`5 minutes`; 0 for an integer and with `mode: append`",
     ),
     "source.cursor.nulls": Key("rows without a cursor: `error`, `skip` or `load`", "error"),

@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 SQL := models macros tests/dbt
+# One more than there are cores: a test waits now and then.
+WORKERS := $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install
 # The first Python that starts, has a supported version, and can make an environment.
 FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3; do \
@@ -18,10 +20,10 @@ demo: .venv/.runtime  ## run the main job on an embedded PostgreSQL
 	@$(BIN)/exporter demo $(ARGS)
 
 test: .venv/.dev  ## run the tests, the long ones shortened
-	@$(BIN)/python -m pytest -m "not long" -n auto --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-long: .venv/.dev  ## run the tests in full
-	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: .venv/.dev .bench/.done  ## compare with a raw pipe, postgres_fdw, dlt, and dbt's own strategies
 	@$(BIN)/python -m benchmarks $(ARGS)

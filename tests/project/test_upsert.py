@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, Workplace
+from tests.helpers.every_type import has_xml
 
 
 @pytest.fixture
@@ -64,10 +65,11 @@ def test_newest_of_a_key_wins_in_every_kind_of_run(models: Workplace) -> None:
 
 
 def test_unchanged_rows_are_not_written(models: Workplace) -> None:
+    xml = "xml" if has_xml(models, models.analytics) else "text"  # a server without libxml
     models.query(
         models.analytics,
         "alter table stage add p point default '(1,2)', add a text[] default '{x,null}',"
-        " add x xml default '<a/>', add r numrange default '[1,2.50)'",
+        f" add x {xml} default '<a/>', add r numrange default '[1,2.50)'",
     )
     model(models, ORDERED)
     stage(models, "1, 0, 'a', 1, '{\"a\": 1}'", "2, 0, null, 1, null", "3, 0, 'c', 1, '[1]'")

@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from tests.conftest import Workplace, compare
+from tests.helpers.every_type import has_xml
 
 TYPES = """
 create type mood as enum ('sad', 'so, so "x"');
@@ -56,7 +57,8 @@ def python(place: Workplace, name: str, body: str, config: str = "", head: str =
 
 
 def test_values_are_exact_both_ways(models: Workplace) -> None:
-    models.query(models.analytics, TYPES)
+    xml = "xml" if has_xml(models, models.analytics) else "text"  # a server without libxml
+    models.query(models.analytics, TYPES.replace("x xml", f"x {xml}"))
     rows = "dbt.source('public', 'typed')"
     python(models, "rows", f"return {rows}.map(lambda row: row)")
     python(models, "relation", f"return {rows}")

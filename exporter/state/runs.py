@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 
@@ -74,10 +73,6 @@ class Result:
             "seconds": round(self.seconds, 3),
             "error": str(self.error) if self.error else None,
         }
-
-    def as_json(self) -> str:
-        """Return the one-line object of ``--json``."""
-        return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
         totals = self.totals

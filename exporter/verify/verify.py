@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from dataclasses import dataclass, field
 
@@ -67,10 +66,6 @@ class Verdict:
             "seconds": round(self.seconds, 3),
             "error": str(self.error) if self.error else None,
         }
-
-    def as_json(self) -> str:
-        """Return the one-line object of ``--json``."""
-        return json.dumps(self.as_dict())
 
     def __str__(self) -> str:
         counts = [f"{count:,} {kind}" for kind, count in self.counts.items() if count]

@@ -12,7 +12,7 @@ import psycopg
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
-from exporter.load import MOST_DELETES, worth
+from exporter.load import MOST_DELETES, way, worth
 from exporter.load.transfer import After, Attempt, Transfer
 from exporter.raw import table as raw_table
 from exporter.source import NEW, Plan, Wanted, reader_of
@@ -50,18 +50,26 @@ def load(
             result.notices.append(text)
         console.say(text, level, key=definition.key, event=event, **values)
 
-    def attempt() -> None:
+    def attempt(lost: float) -> None:
         with contextlib.ExitStack() as stack:
             destination, source = stack.enter_context(sessions.pair())
             if crew:
                 stack.enter_context(crew.watching(destination, source))
+            watched = stack.enter_context(
+                way.watched(
+                    definition.key, source, destination, say, lost, looks=not sessions.alone
+                )
+            )
             progress = functools.partial(console.progress, definition.key)
             one = Attempt(definition, source, destination, result, say, progress)
             with stopped_in_order(source, destination):
-                _run(one, wanted, after, crew)
+                _run(one, wanted, after, crew, watched)
 
     try:
-        with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))
+        with_retries(
+            lambda: way.making_way(attempt, say),
+            lambda why: say(f"{why}; connecting again", event="retry"),
+        )
     except psycopg.Error as error:
         result.error = DatabaseError(
             f"{definition.key}: {first_line(error)}",
@@ -81,7 +89,13 @@ def load(
     return result
 
 
-def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | None) -> None:
+def _run(
+    attempt: Attempt,
+    wanted: Wanted,
+    after: After | None,
+    crew: Crew | None,
+    watched: way.Watched,
+) -> None:
     """Read onward from the stored position, or what is wanted instead; store how far that is."""
     definition, destination, result = attempt.definition, attempt.destination, attempt.result
     stored = _locked_state(attempt)
@@ -106,6 +120,8 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             from exporter.load.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
             raise NotByRanges
+        if wanted != NEW and plan.blocks is None:  # the position does not tell how far it is
+            watched.begins_anew()
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
@@ -126,6 +142,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             transfer.store(final._replace(exported_at=stamp), "ok")
         reader.confirm(final)
         if after:
+            watched.begins_anew()
             after(transfer, table)
 
 

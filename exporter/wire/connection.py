@@ -180,7 +180,8 @@ class Sessions:
     To connect anew costs a server more than a small load does: a process, its catalogs to be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        self.alone = alone  # no other may be opened beside them
         self._kept: list[Connection] = []
 
     def __enter__(self) -> Sessions:

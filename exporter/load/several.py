@@ -45,6 +45,7 @@ def side_by_side(
         yield from Cluster(scheduler, console, jobs, max_connections).load_all(chosen, load, shared)
         return
     jobs, most = jobs or 1, way.at_work(max_connections)
-    yield from Team(
-        min(jobs, most or jobs), alone=most is not None and most == max_connections
-    ).run(chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew))
+    alone = most is not None and most == max_connections
+    yield from Team(min(jobs, most or jobs), alone=alone).run(
+        chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew)
+    )

@@ -67,7 +67,7 @@ def load(
 
     try:
         with_retries(
-            lambda: way.making_way(attempt, say),
+            lambda: way.making_way(attempt),
             lambda why: say(f"{why}; connecting again", event="retry"),
         )
     except psycopg.Error as error:

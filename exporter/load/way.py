@@ -62,8 +62,8 @@ where (a.pid, a.backend_start) in (select * from unnest(%s::int[], %s::timestamp
 class MakeWay(Exception):  # noqa: N818  no error: the load goes on
     """The load gave up its session at the source, and with it so many seconds of work."""
 
-    def __init__(self, reason: str, lost: float) -> None:
-        super().__init__(reason)
+    def __init__(self, lost: float) -> None:
+        super().__init__("the load gave up its session at the source")
         self.lost = lost
 
 
@@ -96,7 +96,7 @@ class Watched:
         self.source = source
         self.destination = destination
         self.began = time.monotonic()
-        self.reason = ""  # why its session on the source was ended
+        self.ended = False  # its session on the source was
         self._say = say
         self._lost = lost
         self._anew: float | None = None
@@ -191,8 +191,9 @@ class _Watch:
                 self._ask(one, wait)
             return
         at_destination = not at_source and _is(one.destination, wait.ours)
-        if at_destination and seconds >= _LOOK / 2 and _in_transaction(one.source):
-            self._end_source(one, f"let go of the source while it waited for {wait.who}")
+        lets_go = not one.stays and _in_transaction(one.source)
+        if at_destination and lets_go and seconds >= _LOOK / 2:
+            self._end_source(one, wait, f"lets go of the source while it waits for {wait.who}")
         if (at_source or at_destination) and seconds >= _TELL:
             where = "source" if at_source else "destination"
             has = "holds" if wait.holds else "was first to ask for"
@@ -208,20 +209,21 @@ class _Watch:
             one.tell("stays", wait, text)
             return
         text = f"makes way for {wait.who}, which waits for {wait.what}; goes on after it"
-        self._end_source(one, text)
+        self._end_source(one, wait, text)
 
-    def _end_source(self, one: Watched, reason: str) -> None:
+    def _end_source(self, one: Watched, wait: _Wait, why: str) -> None:
         """End what a load, and who helps with it, have at the source. Raises psycopg.Error.
 
         From there: a cancellation does not reach a process whose client does not read.
         """
         with self._change:  # what has ended meanwhile has given its sessions to the next load
-            if one.reason or one not in self._loads:
+            if one.ended or one not in self._loads:
                 return
             same = [it for it in self._loads if it.key == one.key]
             backends = [it.source.backend for it in same if it.source.backend]
             for it in same:
-                it.reason = reason
+                it.ended = True
+                it.tell("way", wait, why, "info")
             pids, began = [pid for pid, _ in backends], [began for _, began in backends]
             self._session(one.source.variable).execute(_TERMINATE, (pids, began))
 
@@ -261,8 +263,8 @@ def watched(
     try:
         yield one
     except (psycopg.Error, DatabaseError):
-        if one.reason:
-            raise MakeWay(one.reason, one.lost) from None
+        if one.ended:
+            raise MakeWay(one.lost) from None
         raise
     finally:
         _watch.remove(one)
@@ -273,7 +275,7 @@ def at_work(most: int | None) -> int | None:
     return most - 1 if most is not None and most > 2 else most
 
 
-def making_way(attempt: Callable[[float], None], say: Say) -> None:
+def making_way(attempt: Callable[[float], None]) -> None:
     """Call ``attempt``, and again as often as it makes way; it gets the seconds lost so far."""
     lost, until = 0.0, 0.0
     while True:
@@ -282,7 +284,6 @@ def making_way(attempt: Callable[[float], None], say: Say) -> None:
             return
         except MakeWay as why:
             lost, until = why.lost, time.monotonic() + _PATIENCE
-            say(str(why), "info", "way")
         except LockedError:
             if time.monotonic() > until:
                 raise

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from tests.conftest import Workplace, compare
+from tests.conftest import ROOT, Workplace, as_role, compare
 from tests.helpers.processes import start_load, until
 from tests.helpers.tables import ITEM
 
@@ -39,6 +42,16 @@ def _slow(place: Workplace, rows: int = 3_000, *, nap: float = 0.2) -> None:
     )
 
 
+@contextlib.contextmanager
+def _plain_role(place: Workplace) -> Iterator[Workplace]:
+    """Load as a role that sees of other sessions only what everybody sees."""
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    place.query(place.core, f"create role {role} login password 'secret'")
+    place.query(place.core, f"grant select on item to {role}")
+    yield Workplace(place.folder, as_role(place.core, role), place.analytics)
+    place.query(place.core, f"drop owned by {role}; drop role {role}")
+
+
 def _batches(place: Workplace) -> int:
     if place.query(place.analytics, f"select to_regclass('{RUNS}')") == [(None,)]:
         return 0
@@ -47,9 +60,10 @@ def _batches(place: Workplace) -> int:
 
 def _seconds(place: Workplace, statement: str) -> float:
     """How long it takes to have the source do something."""
-    began = time.monotonic()
-    place.query(place.core, statement)
-    return time.monotonic() - began
+    with psycopg.connect(place.core, autocommit=True, application_name="psql") as somebody:
+        began = time.monotonic()
+        somebody.execute(statement.encode())
+        return time.monotonic() - began
 
 
 def _ended(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
@@ -61,12 +75,13 @@ def _ended(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
 @pytest.mark.parametrize("words", [(), ("-j", "2")])
 def test_a_first_load_makes_way_and_goes_on(place: Workplace, words: tuple[str, ...]) -> None:
     _slow(place)
-    process = start_load(place, *words, BATCH_SIZE="100")
-    until(lambda: _batches(place) > 4)
-    before = _batches(place)
-    assert _seconds(place, "alter table item add extra int") < MOST
-    result, told = _ended(process)
-    assert "which waits for a lock on public.item; goes on after it" in told
+    with _plain_role(place) as plain:
+        process = start_load(plain, *words, BATCH_SIZE="100")
+        until(lambda: _batches(place) > 4)
+        before = _batches(place)
+        assert _seconds(place, "alter table item add extra int") < MOST
+        result, told = _ended(process)
+    assert "(psql), which waits for a lock on public.item; goes on after it" in told
     assert 0 < before < result["batches"]
     assert result["rows_read"] == 3_000, "it goes on from the range that it had reached"
     compare(place, ITEMS, RAW, "id, at, pad, extra")
@@ -108,7 +123,7 @@ def test_the_source_is_let_go_while_raw_is_locked(place: Workplace) -> None:
         pid = other.info.backend_pid
         other.rollback()
     _, told = _ended(process)
-    assert f"let go of the source while it waited for session {pid} (somebody)" in told
+    assert f"lets go of the source while it waits for session {pid} (somebody)" in told
     waits = f"waits at the destination for session {pid} (somebody) that holds a lock on"
     assert told.count(f"{waits} analytics_raw.item, since 20") == 1
     compare(place, ITEMS, RAW, "id, at, pad, extra")
@@ -119,11 +134,51 @@ def test_whom_a_load_waits_for_at_the_source(place: Workplace) -> None:
     with psycopg.connect(place.core) as other:
         other.execute("lock table item")
         process = start_load(place)
-        time.sleep(7)
+        waits = "select count(*) from pg_locks where relation = 'item'::regclass and not granted"
+        until(lambda: place.query(place.core, waits) == [(1,)])
+        time.sleep(6.5)
         pid = other.info.backend_pid
         other.rollback()
     _, told = _ended(process)
     assert f"waits at the source for session {pid} (?) that holds a lock on public.item" in told
+    compare(place, ITEMS, RAW, "id, at, pad")
+
+
+@pytest.mark.parametrize("words", [(), ("-j", "2")])
+def test_a_table_that_is_written_anew_meanwhile(place: Workplace, words: tuple[str, ...]) -> None:
+    """It looks empty to a snapshot that was taken before, and to who would import that one."""
+    _slow(place)
+    process = start_load(place, *words, BATCH_SIZE="100")
+    until(lambda: _batches(place) > 4)
+    assert _seconds(place, "alter table item alter id type bigint") < MOST
+    _, told = _ended(process)
+    assert "makes way for session" in told
+    compare(place, ITEMS, RAW, "id, at, pad")
+
+
+def test_a_full_refresh_makes_way_but_not_for_ever(place: Workplace) -> None:
+    _slow(place, nap=0)
+    place.load()
+    nap = """\n          columns: [id, at, pad, {name: nap, expression: "pg_sleep(0.002)::text"}]"""
+    place.define(ITEM.replace("table: item", f"table: item{nap}"))
+    code = (
+        "from exporter.load import way; way._MOST_LOST = 1;"
+        " from exporter.__main__ import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "load", "--full-refresh", "--json"],
+        cwd=place.folder,
+        env={**place.environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for _ in range(2):
+            time.sleep(3)
+            place.query(place.core, "alter table item add if not exists extra int")
+        _, told = _ended(process)
+    assert told.count("makes way for session") == 1
+    assert told.count("does not make way for session") == 1
     compare(place, ITEMS, RAW, "id, at, pad")
 
 

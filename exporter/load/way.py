@@ -223,9 +223,10 @@ class _Watch:
             backends = [it.source.backend for it in same if it.source.backend]
             for it in same:
                 it.ended = True
-                it.tell("way", wait, why, "info")
             pids, began = [pid for pid, _ in backends], [began for _, began in backends]
             self._session(one.source.variable).execute(_TERMINATE, (pids, began))
+        for it in same:
+            it.tell("way", wait, why, "info")
 
     def _session(self, name: str) -> Connection:
         """Return the session on a database. Raises DatabaseError."""

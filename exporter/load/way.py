@@ -231,8 +231,7 @@ class _Watch:
     def _session(self, name: str) -> Connection:
         """Return the session on a database. Raises DatabaseError."""
         if name not in self._sessions:
-            session = self._sessions[name] = connect(name)
-            session.execute("set application_name = 'dbt-exporter, looks for who waits'")
+            self._sessions[name] = connect(name, "dbt-exporter, looks for who waits")
         return self._sessions[name]
 
     def _close(self) -> None:

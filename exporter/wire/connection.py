@@ -28,7 +28,6 @@ _CANCEL = 2.0  # seconds that a server has to take note of a cancellation
 # alive but reads nothing for so long.
 _DEFAULTS: dict[str, str | int] = {
     "connect_timeout": 10,
-    "application_name": "dbt-exporter",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 4,
@@ -89,10 +88,18 @@ _direct: set[str] = set()  # URLs that lead to a server, or to a pool in session
 _looking = threading.Lock()  # one session at a time looks where its URL leads
 
 
-def connect(variable: str) -> Connection:
-    """Open an autocommit session on the database that a variable names. Raises DatabaseError."""
+def connect(variable: str, name: str = "dbt-exporter") -> Connection:
+    """Open an autocommit session on the database that a variable names. Raises DatabaseError.
+
+    ``name`` is what others see of it, unless the URL says otherwise.
+    """
     address = url(variable)
-    parts: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(address), "client_encoding": "UTF8"}
+    parts: dict[str, Any] = {
+        **_DEFAULTS,
+        "application_name": name,
+        **conninfo_to_dict(address),
+        "client_encoding": "UTF8",
+    }
     if signals.stopping():
         parts["connect_timeout"] = 2  # the least that libpq takes: who stopped us waits
     try:

@@ -119,9 +119,9 @@ def connect(variable: str, name: str = "dbt-exporter") -> Connection:
             raise
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
-        for name in ("password", "sslpassword"):
-            if parts.get(name):
-                reason = reason.replace(str(parts[name]), "***")
+        for secret in ("password", "sslpassword"):
+            if parts.get(secret):
+                reason = reason.replace(str(parts[secret]), "***")
         hint = "is the server up, and the URL right?"
         if "startup parameter" in reason:
             hint = "a pooler refuses what the URL asks for at the start, such as its options"

@@ -17,7 +17,7 @@ from exporter.load.transfer import Attempt
 from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
-from exporter.source import NEW, Plan, Table, Wanted, reader_of
+from exporter.source import Plan, Table, Wanted, keyed, reader_of
 from exporter.source.catalog import planned_rows
 from exporter.state import Binding, Position, Result, State, Worth
 from exporter.terminal import Console
@@ -97,16 +97,19 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
             before = state.remembered_columns(destination, target) if known else None
             reader = reader_of(definition, core)
             with reader.opened(stored, destination) as table:
+                attempt = attempt._replace(definition=keyed(definition, table))
+                target = attempt.definition.destination
                 if not wanted.full_refresh:
                     worth.refuse_elsewhere(attempt, stored, reader)
                 planned = raw_table.plan(destination, target, table, before)
                 for text in (*(change.said for change in planned.changes), *planned.notices):
                     say(text)
                 oid, empty = raw_table.oid_and_emptiness(destination, target)
-                if wanted == NEW:
+                if not wanted.full_refresh and not wanted.span:
                     binding = Binding(reader.found, oid, reader.reading())
                     stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-                    wanted = wanted._replace(sweep=found is Worth.SWEEP)
+                    sweeps = wanted.sweep or found is Worth.SWEEP
+                    wanted = wanted._replace(sweep=sweeps)
                 plan = reader.plan(stored, planned.raw, wanted, empty=empty)
                 tell_plan(attempt, plan, stored)
                 return _described(attempt, table, planned, plan, stored)

@@ -15,7 +15,7 @@ from exporter.errors import DatabaseError, ExporterError
 from exporter.load import MOST_DELETES, way, worth
 from exporter.load.transfer import After, Attempt, Transfer
 from exporter.raw import table as raw_table
-from exporter.source import NEW, Plan, Wanted, reader_of
+from exporter.source import NEW, Plan, Wanted, keyed, reader_of
 from exporter.state import Binding, Result, State, Totals, Worth, record_failure, take_counts
 from exporter.terminal import Console, signals
 from exporter.wire import Sessions, connect, first_line, stopped_in_order, with_retries
@@ -102,20 +102,24 @@ def _run(
     old_key = stored.binding.reading.keys if stored.binding else ()
     reader = reader_of(definition, attempt.source)
     with reader.opened(stored, destination) as table:
+        definition = keyed(definition, table)
+        attempt = attempt._replace(definition=definition)
         if not wanted.full_refresh:
             worth.refuse_elsewhere(attempt, stored, reader)
         raw = raw_table.prepare(destination, definition.destination, table, attempt.say)
         oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
         binding = Binding(reader.found, oid, reader.reading())
-        if wanted == NEW:
+        reread = False
+        if not wanted.full_refresh and not wanted.span:
             stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-            if found is Worth.SWEEP:
-                wanted = wanted._replace(sweep=True)
-            if found is Worth.REREAD and definition.destination.deletes != "ignore":
-                from exporter.load.deletes import reconcile  # noqa: PLC0415
+            wanted = wanted._replace(sweep=wanted.sweep or found is Worth.SWEEP)
+            reread = found is Worth.REREAD and definition.destination.deletes != "ignore"
+        shared = bool(crew and crew.shares)
+        plan = reader.plan(stored, raw, wanted, empty=empty, shared=shared)
+        if reread or plan.reconciles:
+            from exporter.load.deletes import reconcile  # noqa: PLC0415
 
-                after = after or reconcile(MOST_DELETES)
-        plan = reader.plan(stored, raw, wanted, empty=empty)
+            after = after or reconcile(MOST_DELETES)
         if plan.blocks is None and crew and crew.ranges_only:
             from exporter.load.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
@@ -133,6 +137,9 @@ def _run(
             land_blocks(transfer, plan.blocks, crew)
             raw_table.ensure_key(destination, raw)
         transfer.land(reader.batches(plan))
+        if result.totals.rows_swept:
+            rows = f"{result.totals.rows_swept:,} rows that the cursor had passed over"
+            attempt.say(f"the sweep found {rows}: {plan.passed_over}")
         final = reader.finished()
         if not wanted.span:
             final = final._replace(binding=binding)

@@ -79,10 +79,13 @@ class Transfer:
                                 "rows of another table, or keys that are gone"
                             )
                         rows, size = staging.fill(self._counted(part.present), number)
+                        # What the sweep reads, this load may have landed: it shares no key with it.
+                        since = None if part.swept else self._stamp
                         written, gone = staging.apply(
-                            plan.lands, stamp, number, plan.order, since=self._stamp
+                            plan.lands, stamp, number, plan.order, since=since
                         )
                         totals.add(rows, written, size)
+                        totals.rows_swept += written if part.swept else 0
                         if plan.lands is Lands.WHOLE:
                             lost = gone if self.raw.key else before - written
                             refuse_more(self.raw.target.key, lost, before, plan.max_deletes, again)

@@ -234,8 +234,9 @@ def _keys(core: Connection, definition: Definition, table: Table, name: str) -> 
 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
-    key, cursor = definition.key, definition.source.cursor
-    order = (cursor.field, cursor.id_field) if cursor.id_field else (cursor.field,)
+    key, order = definition.key, definition.source.order
+    if not order or definition.source.read == "scan":
+        return
     columns = ", ".join(quoted(core, column) for column in order)
     if table.kind not in ("r", "p", "m"):
         yield Finding("ok", key, "index", f"on ({columns}) depends on what {name} reads")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from exporter.config import Definition, project
-from exporter.config.definition import snake_case
+from exporter.config.keys import snake_case
 from exporter.errors import UsageError, nearest
 from exporter.raw import STAMP
 from exporter.raw.migrations import TABLE as MIGRATIONS

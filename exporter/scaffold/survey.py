@@ -9,7 +9,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import snake_case
+from exporter.config.keys import snake_case
 from exporter.errors import SourceError, nearest
 from exporter.source import Column, window
 from exporter.source.catalog import Index, columns_of, indexes, planned_rows

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import yaml
 
-from exporter.config.definition import snake_case
+from exporter.config.keys import snake_case
 from tests.conftest import ROOT, Workplace, as_role, compare
 
 # Every table that loads without a question, its raw table, and what is read of it.

@@ -124,7 +124,7 @@ def _run(
             from exporter.load.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
             raise NotByRanges
-        if wanted != NEW and plan.blocks is None:  # the position does not tell how far it is
+        if wanted.sweep or not plan.goes_on:
             watched.begins_anew()
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
@@ -137,9 +137,7 @@ def _run(
             land_blocks(transfer, plan.blocks, crew)
             raw_table.ensure_key(destination, raw)
         transfer.land(reader.batches(plan))
-        if result.totals.rows_swept:
-            rows = f"{result.totals.rows_swept:,} rows that the cursor had passed over"
-            attempt.say(f"the sweep found {rows}: {plan.passed_over}")
+        _tell_swept(attempt, plan)
         final = reader.finished()
         if not wanted.span:
             final = final._replace(binding=binding)
@@ -174,6 +172,13 @@ def _locked_state(attempt: Attempt) -> State:
         result.totals = Totals()  # connected again, to a server that lost all of it
     result.cursor = stored.cursor
     return stored
+
+
+def _tell_swept(attempt: Attempt, plan: Plan) -> None:
+    found = attempt.result.totals.rows_swept
+    if found:
+        rows = f"{found:,} rows that the cursor had passed over"
+        attempt.say(f"the sweep found {rows}: {plan.passed_over}")
 
 
 def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:

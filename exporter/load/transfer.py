@@ -68,9 +68,7 @@ class Transfer:
                     # On disk by the commit that ends the load: a server that crashes before loses
                     # the position together with the rows, and they are read again.
                     destination.execute("set local synchronous_commit = off")
-                    if (
-                        plan.lands is Lands.WHOLE
-                    ):  # who waits later than now loses all that was read
+                    if plan.lands is Lands.WHOLE:  # to wait later would lose all that was read
                         destination.execute(_LOCK.format(self.raw.name))
                     for part in batch.parts:
                         # No reader gives them yet: passed over, they would be lost in silence.

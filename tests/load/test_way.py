@@ -13,6 +13,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from exporter.config.project import definitions
+from exporter.errors import DatabaseError
+from exporter.load.ranges import FirstLoad, shared_snapshot
+from exporter.raw import RawTable
+from exporter.source import Blocks, find_table
+from exporter.wire import connect
 from tests.conftest import ROOT, Workplace, as_role, compare
 from tests.helpers.processes import start_load, until
 from tests.helpers.tables import ITEM
@@ -89,6 +95,7 @@ def test_a_first_load_makes_way_and_goes_on(place: Workplace, words: tuple[str, 
 
 def test_an_increment_makes_way_and_goes_on(place: Workplace) -> None:
     _slow(place, 10)
+    place.define(ITEM.replace("table: item", "table: item\n          read: cursor"))
     place.load()
     place.query(
         place.core,
@@ -101,7 +108,7 @@ def test_an_increment_makes_way_and_goes_on(place: Workplace) -> None:
     result, told = _ended(process)
     assert "makes way for session" in told
     assert isinstance(result["rows_read"], int)
-    assert result["rows_read"] < 2 * 2_990
+    assert result["rows_read"] < 3_200, "it goes on from the batch that it had reached"
     compare(place, ITEMS, RAW, "id, at, pad, extra")
 
 
@@ -154,6 +161,30 @@ def test_a_table_that_is_written_anew_meanwhile(place: Workplace, words: tuple[s
     _, told = _ended(process)
     assert "makes way for session" in told
     compare(place, ITEMS, RAW, "id, at, pad")
+
+
+def test_who_shares_a_snapshot_keeps_the_table_as_it_shows(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _slow(place, 10)
+    monkeypatch.setenv("DATABASE_URL_CORE", place.core)
+    (definition,) = definitions(place.folder)
+    with connect("DATABASE_URL_CORE") as first, connect("DATABASE_URL_CORE") as helper:
+        first.execute("begin isolation level repeatable read; lock table public.item in share mode")
+        (snapshot,) = first.execute("select pg_export_snapshot()").fetchone() or ("",)
+        table = find_table(first, definition.source, None)
+        blocks = Blocks(table, table.landed, False, 0, 1)
+        raw = RawTable(definition.destination, table.landed, True, True, True, False)
+        load = FirstLoad(blocks, raw, table.landed, "", "", 0, snapshot)
+        with shared_snapshot(helper, load):
+            first.rollback()
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                place.query(
+                    place.core, "set lock_timeout = 100; alter table item alter id type bigint"
+                )
+            assert helper.execute("select count(*) from public.item").fetchone() == (10,)
+        with pytest.raises(DatabaseError, match="is gone"), shared_snapshot(helper, load):
+            pass
 
 
 def test_a_full_refresh_makes_way_but_not_for_ever(place: Workplace) -> None:

@@ -98,7 +98,7 @@ class Watched:
         self.began = time.monotonic()
         self.ended = False  # its session on the source was
         self._say = say
-        self._lost = lost
+        self.lost_before = lost
         self._anew: float | None = None
         self._told: set[tuple[str, int]] = set()
 
@@ -109,12 +109,12 @@ class Watched:
     @property
     def lost(self) -> float:
         """How many seconds of work are lost if it is ended now, those of earlier times included."""
-        return self._lost + (time.monotonic() - self._anew if self._anew is not None else 0)
+        return self.lost_before + (time.monotonic() - self._anew if self._anew is not None else 0)
 
     @property
     def stays(self) -> bool:
         """Whether it has made way so often that it would never end."""
-        return self._anew is not None and self._lost > _MOST_LOST
+        return self._anew is not None and self.lost_before > _MOST_LOST
 
     def tell(self, what: str, wait: _Wait, text: str, level: str = "warning") -> None:
         """Tell a thing about the other session once."""
@@ -205,7 +205,7 @@ class _Watch:
         """Have a load make way, unless it would never end."""
         if one.stays:
             text = f"does not make way for {wait.who}, which waits for {wait.what}: it would have"
-            text += f" to begin anew, and has lost {one.lost / 60:.0f} minutes that way"
+            text += f" to begin anew, and has lost {one.lost_before / 60:.0f} minutes that way"
             one.tell("stays", wait, text)
             return
         text = f"makes way for {wait.who}, which waits for {wait.what}; goes on after it"

@@ -124,7 +124,7 @@ class CursorReader(RelationReader):
 
     def adopted(self, stored: State) -> State:
         """See ``Reader``."""
-        return stored._replace(snapshot_xmin=None, source=None, sweep=None)
+        return stored._replace(snapshot_xmin=None, source=None, sweep=sweep.everything())
 
     # -- the ways
 

@@ -32,6 +32,7 @@ __all__ = [
     "find_table",
     "keyed",
     "look_further",
+    "megabytes",
     "reader_of",
     "select",
 ]

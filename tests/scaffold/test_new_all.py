@@ -155,6 +155,8 @@ create table policed (id int primary key);
 alter table policed enable row level security;
 create foreign data wrapper nothing; create server far foreign data wrapper nothing;
 create foreign table far_away (id int not null) server far;
+create table spread (id int) partition by range (id);
+create foreign table spread_far partition of spread for values from (1) to (2) server far;
 create materialized view counted as select count(*) from fine;
 create view seen as select * from fine;
 create table "AVeryLongNameOfATableThatGetsUnderscoresInAnalyticsAndIsThenTooLong" (id int);
@@ -202,6 +204,7 @@ def test_what_is_left_out_is_listed_with_the_reason(empty: Workplace) -> None:
         "jinja: left out: dbt would run the name {{ boom }} as Jinja",
         "mine: left out: models/crm/STG_Mine.sql is there already, and is left alone",
         "locked: left out: canceling statement due to lock timeout",
+        "spread: left out: public.spread is made of foreign tables",
         "maybe: (code) may be null, and so tells no rows apart",
     ):
         assert any(line.removeprefix("exporter: ").startswith(words) for line in told), (
@@ -214,7 +217,7 @@ def test_what_is_left_out_is_listed_with_the_reason(empty: Workplace) -> None:
     assert theirs.read_text() == "select 1 as id"
     assert empty.run("exporter", "load").returncode == 0
     # What is left out on purpose is no failure, nor are views.
-    left = ("secret", "pol*", "AVery*", "Twin", "parent", "empty", "j*", "mine", "lo*")
+    left = ("secret", "pol*", "AVery*", "Twin", "parent", "empty", "j*", "mine", "lo*", "sp*")
     done = empty.run("exporter", "new", "--all", *(f"--exclude={name}" for name in left))
     assert done.returncode == 0, done.stderr
     assert "seen" in done.stderr
@@ -260,6 +263,8 @@ def test_one_database_for_both(shapes: Workplace) -> None:
     done = shapes.run("exporter", "new", "--all")
     assert done.returncode == 2
     assert "exporter new --all --schema public" in done.stderr
+    done = shapes.run("exporter", "new", "--all", "--schema", "analytics_raw")
+    assert (done.returncode, done.stdout) == (2, "")
     done = shapes.run("exporter", "new", "--all", "--schema", "public", "--schema", "Back Office")
     assert (done.returncode, done.stdout) == (0, "")
     assert _files(shapes) == before

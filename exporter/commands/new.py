@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from exporter.config import Definition
     from exporter.scaffold.every import Outcome
     from exporter.scaffold.plan import Plan
-    from exporter.scaffold.survey import Relation
     from exporter.wire import Connection
 
 
@@ -184,7 +183,10 @@ def _list(call: cli.Call, source: Connection, declared: list[Definition], as_jso
         if (found.schema, found.name) in known:
             continue
         relation = survey.described(source, found)
-        cursor, candidates = _cursor_of(relation)
+        cursors = survey.cursors(relation)
+        cursor = cursors.names[0] if cursors.sure else None
+        if relation.can_be_scanned:
+            cursor = survey.hint(source, relation)
         size = survey.estimate(source, relation)
         if as_json:
             record = {
@@ -192,28 +194,18 @@ def _list(call: cli.Call, source: Connection, declared: list[Definition], as_jso
                 "table": relation.name,
                 "rows": size,
                 "cursor": cursor,
-                "candidates": list(candidates),
+                "candidates": list(cursors.names),
                 "conflict_columns": list(relation.key),
             }
             cli.out(json.dumps(record))
-        needed = "-" if relation.can_be_scanned else "?"
+        cursor = cursor or ("-" if relation.can_be_scanned else "?")
         count = "-" if size is None else text.number(size)
-        rows.append((str(relation), count, cursor or needed, ", ".join(relation.key)))
+        rows.append((str(relation), count, cursor, ", ".join(relation.key)))
     if not rows:
         call.console.say("every table has a definition")
     elif not as_json:
         head = ("TABLE", "ROWS", "CURSOR", "PRIMARY KEY")
         cli.out(*text.table(head, rows, right=("ROWS",), width=text.width()))
-
-
-def _cursor_of(relation: Relation) -> tuple[str | None, tuple[str, ...]]:
-    """Return the cursor that ``new`` takes without a question, and all that there could be."""
-    from exporter.scaffold import survey
-
-    found = survey.cursors(relation)
-    if relation.can_be_scanned:
-        return survey.hint(relation) if relation.key else None, found.names
-    return found.names[0] if found.sure else None, found.names
 
 
 def _every(
@@ -232,9 +224,7 @@ def _every(
     wanted = every.chosen(survey.relations(source), declared, schemas, exclude)
     new = [one for one in wanted if (one.schema, one.name) not in has.tables]
     if len(new) < len(wanted):
-        call.console.say(
-            f"{len(wanted) - len(new)} tables are declared already, and left as they are"
-        )
+        call.console.say(f"declared already, and left as they are: {len(wanted) - len(new)}")
     outcomes = list(every.write(root, source, new, has, _refuse))
     written = [one.plan for one in outcomes if one.plan]
     rows = [(str(one.relation), one.plan.model, one.reads) for one in outcomes if one.plan]

@@ -145,9 +145,7 @@ def _cursor(source: Connection, relation: Relation, wishes: Wishes, ask: Ask) ->
             )
         return chosen
     if relation.can_be_scanned:
-        # A log is told by its transactions, which no clock and no open reader delays.
-        hint = survey.hint(relation) if relation.key and not wishes.append else None
-        return None if hint and survey.has_nulls(source, relation, hint) else hint
+        return None if wishes.append else survey.hint(source, relation)
     found = survey.cursors(relation)
     if found.sure:
         return found.names[0]

@@ -173,13 +173,18 @@ def cursors(relation: Relation) -> Cursors:
     return Cursors(names or (*times, *numbers), sure)
 
 
-def hint(relation: Relation) -> str | None:
-    """Return the column that tells new and changed rows, if there is no doubt, and an index."""
+def hint(source: Connection, relation: Relation) -> str | None:
+    """Return the cursor of a table that needs none: no doubt about it, an index, and no nulls.
+
+    A log has none: its transactions tell its rows, which no clock delays.
+    """
     found = cursors(relation)
     indexed = {index.columns[0] for index in relation.indexes}
-    if not found.sure or found.names[0] not in indexed:
+    if not relation.key or not found.sure or found.names[0] not in indexed:
         return None
-    return found.names[0] if grows_with_changes(relation, found.names[0]) else None
+    name = found.names[0]
+    good = grows_with_changes(relation, name) and not has_nulls(source, relation, name)
+    return name if good else None
 
 
 def may_be_cursor(column: Column) -> bool:

@@ -21,7 +21,7 @@ from exporter.monitoring import grants
 from exporter.raw import DELETED, STAMP
 from exporter.raw.drift import plan
 from exporter.source import Table, describe, find_table
-from exporter.source.catalog import indexes, quoted, relation_columns
+from exporter.source.catalog import indexes, quoted, refuse_hidden, relation_columns
 from exporter.wire import Connection, connect, first_line
 
 _VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
@@ -207,7 +207,9 @@ def of_source(
     how = describe(definition, table)
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
     yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
-    if table.hides_rows:
+    if not table.hides_rows:  # that one has a statement
+        yield from _tried(key, "rights", _columns(core, key, table, name))
+    else:
         message = f"row security hides rows of {name} from this role"
         _, role = grants.database_and_role(core)
         yield Finding("fail", key, "policies", message, (f"ALTER ROLE {role} BYPASSRLS;",))
@@ -215,6 +217,20 @@ def of_source(
     yield from _tried(key, "index", _index(core, definition, table, name))
     if analytics:
         yield from _tried(key, "drift", _drift(analytics, definition, table))
+
+
+def _columns(core: Connection, key: str, table: Table, name: str) -> Iterator[Finding]:
+    refuse_hidden(table)
+    hidden = [one for one in ("xmin", "ctid") if one in table.unreadable]
+    if hidden and table.kind in ("r", "p", "m"):
+        columns, (_, role) = ", ".join(hidden), grants.database_and_role(core)
+        yield Finding(
+            "warn",
+            key,
+            "rights",
+            f"{columns} of {name} cannot be read: loads read more of what raw has already",
+            (f"GRANT SELECT ({columns}) ON {name} TO {role};",),
+        )
 
 
 def _keys(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, select, step_of
-from exporter.source.catalog import Column, Table, find_table, keyed, refuse_hidden_rows
+from exporter.source.catalog import Column, Table, find_table, keyed, refuse_hidden
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
 from exporter.source.snapshot import (
     TRUE,
@@ -60,7 +60,7 @@ class RelationReader(ABC):
                 source=horizon.server.identity,
                 horizon=horizon.oldest_open,
             )
-            refuse_hidden_rows(self.table)
+            refuse_hidden(self.table)
             self._refuse(rows=destination is not None)
             yield self.table
 

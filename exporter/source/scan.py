@@ -142,6 +142,12 @@ class ScanReader(RelationReader):
     def _refuse(self, *, rows: bool) -> None:
         declared = self._declared
         name = f"{declared.schema}.{declared.table}"
+        if "xmin" in self.table.unreadable:
+            raise SourceError(
+                f"{declared.where}: DATABASE_URL_CORE's role may not read xmin of {name}, by which"
+                " it is scanned",
+                hint=f"grant select (xmin) on {declared.name.as_string(None)} to it",
+            )
         if not self.table.has_xmin:
             kind = {"v": "a view", "f": "a foreign table"}.get(self.table.kind)
             raise SourceError(

@@ -59,6 +59,20 @@ _ASKED = {
     ),
     False: _IDENTITY.format(cluster="null", recovery="null"),
 }
+_BEGIN = sql.SQL("begin isolation level repeatable read read only")
+# What a query reads of the catalog is as the snapshot has it; what these functions look up is as
+# it is now. The file of a system catalog is not in the catalog.
+_REPLACED = """
+with recursive seen (oid, file) as (
+    select c.oid, c.relfilenode from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where to_regclass(%s) = c.oid and n.nspname = %s and c.relname = %s
+    union all
+    select c.oid, c.relfilenode
+    from seen s join pg_inherits i on i.inhparent = s.oid join pg_class c on c.oid = i.inhrelid
+)
+select coalesce(bool_or(file <> 0 and file is distinct from pg_relation_filenode(oid)), true)
+from seen
+"""
 
 
 class Server(NamedTuple):
@@ -128,20 +142,37 @@ def reading(source: Connection, declared: SourceTable) -> Iterator[None]:
     Raises SourceError.
     """
     table = declared.name
-    begin = sql.SQL("begin isolation level repeatable read read only")
     try:
         # Locked before the snapshot is taken: a table that is rewritten between the two looks
         # empty to the snapshot, and the watermark would pass its rows.
-        source.execute(begin + sql.SQL("; lock table {} in access share mode").format(table))
+        source.execute(_BEGIN + sql.SQL("; lock table {} in access share mode").format(table))
     except (psycopg.errors.UndefinedTable, psycopg.errors.WrongObjectType):
-        source.execute(sql.SQL("rollback; ") + begin)
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise SourceError(
-            f"{declared.where}: {first_line(error)}",
-            hint=f"grant select on {table.as_string(source)} to DATABASE_URL_CORE's role",
-        ) from None
+        source.execute(sql.SQL("rollback; ") + _BEGIN)
+    except psycopg.errors.InsufficientPrivilege:
+        _lock_by_reading(source, declared)
     yield
     source.execute("commit")
+
+
+def _lock_by_reading(source: Connection, declared: SourceTable) -> None:
+    """Lock the table for a role that may read some of its columns: LOCK wants a right to them all.
+
+    A query takes the same lock, and the snapshot before it. So it is looked whether the table was
+    rewritten or replaced between the two: then there is another try. Raises SourceError.
+    """
+    name = declared.name.as_string(source)
+    query = _BEGIN + sql.SQL("; select from {} limit 0").format(declared.name)
+    while True:
+        try:
+            source.execute(sql.SQL("rollback; ") + query)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SourceError(
+                f"{declared.where}: {first_line(error)}",
+                hint=f"grant select on {name} to DATABASE_URL_CORE's role",
+            ) from None
+        row = source.execute(_REPLACED, (name, declared.schema, declared.table)).fetchone()
+        if row and not row[0]:
+            return
 
 
 def take_snapshot(source: Connection, stored: State, horizon: Horizon) -> Snapshot:

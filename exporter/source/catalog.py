@@ -52,6 +52,7 @@ class Heap(NamedTuple):
     blocks: int
     file: str  # changes when it is rewritten
     kind: str  # pg_class.relkind
+    readable: bool  # by its own name: a right to a partitioned table is none to its partitions
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -130,7 +131,9 @@ select c.oid, c.relkind::text, c.reltuples,
         select json_agg(json_build_array(h.oid::bigint, n.nspname, h.relname,
             case when h.relkind in ('r', 'm')
                 then pg_relation_size(h.oid) / current_setting('block_size')::int else 0 end,
-            coalesce(pg_relation_filenode(h.oid)::text, ''), h.relkind) order by h.oid)
+            coalesce(pg_relation_filenode(h.oid)::text, ''), h.relkind,
+            h.oid = c.oid or has_table_privilege(h.oid, 'select')
+                and has_schema_privilege(n.oid, 'usage')) order by h.oid)
         from part p join pg_class h on h.oid = p.oid join pg_namespace n on n.oid = h.relnamespace
         where h.relkind not in ('p', 'v')
     ), '[]'),
@@ -228,7 +231,10 @@ def find_table(
         rows=rows,
         has_xmin=has_xmin,
         buffers=buffers,
-        in_blocks=has_xmin and ranges and "ctid" not in unreadable,
+        in_blocks=has_xmin
+        and ranges
+        and "ctid" not in unreadable
+        and all(heap.readable for heap in heaps),
         # An index of a table does not cover the tables that inherit from it.
         unique_keys=() if kind == "r" and partitions else tuple(map(frozenset, keys)),
         primary_key=tuple(primary_key),

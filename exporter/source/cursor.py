@@ -221,10 +221,17 @@ class CursorReader(RelationReader):
 
     def _has_rows_behind(self, partition: int, window: Window, cursor: Position) -> bool:
         """Whether a partition has a row that an increment would pass over."""
-        name = self._source.execute("select %s::oid::regclass::text", (partition,)).fetchone()
-        assert name is not None
+        found = self._source.execute(
+            "select c.oid::regclass::text, has_table_privilege(c.oid, 'select')"
+            " and has_schema_privilege(c.relnamespace, 'usage') from pg_class c where oid = %s",
+            (partition,),
+        ).fetchone()
+        assert found is not None
+        name, readable = found
+        if not readable:  # by its own name; nobody can tell
+            return True
         statement = sql.SQL("select exists (select from {} where ({}) is not true)").format(
-            sql.SQL(name[0]), window.after(cursor)
+            sql.SQL(name), window.after(cursor)
         )
         row = self._source.execute(statement).fetchone()
         return bool(row and row[0])

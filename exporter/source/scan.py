@@ -196,7 +196,8 @@ class ScanReader(RelationReader):
         before = stored.binding.source.partitions if stored.binding else ()
         known = {*before, stored.binding.source.oid if stored.binding else self.table.oid}
         return any(
-            self._has_rows(heap.identifier, sql.SQL("not {}").format(self._changed()))
+            not heap.readable
+            or self._has_rows(heap.identifier, sql.SQL("not {}").format(self._changed()))
             for heap in self.table.heaps
             if heap.oid not in known
         )
@@ -208,7 +209,8 @@ class ScanReader(RelationReader):
         old = sql.SQL("not {}").format(self._changed())
         before = {one.partition("@")[0] for one in stored.file.split(", ")}
         return any(
-            self._has_rows(heap.identifier, TRUE) and not self._has_rows(heap.identifier, old)
+            not heap.readable
+            or (self._has_rows(heap.identifier, TRUE) and not self._has_rows(heap.identifier, old))
             for heap in self.table.heaps
             if heap.file not in before
         )

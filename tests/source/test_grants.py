@@ -83,6 +83,26 @@ def test_columns_that_may_not_be_read_are_named(place: Workplace, reader: Workpl
     assert "GRANT SELECT ON public.item" in reader.run("exporter", "check", "Item").stdout
 
 
+@pytest.mark.parametrize("way", ["cursor", "scan"])
+def test_a_right_to_a_partitioned_table_is_enough(
+    place: Workplace, reader: Workplace, way: str
+) -> None:
+    role = reader.core.split("//")[1].split(":")[0]
+    part = "create table part_{0} partition of whole for values from ({0}) to ({1})"
+    place.query(
+        place.core,
+        "create table whole (id int primary key, at timestamptz not null, v int)"
+        f" partition by range (id); {part.format(0, 50)};"
+        "insert into whole select n, now(), n from generate_series(1, 20) n;"
+        f"grant select on whole to {role}",
+    )
+    place.define(COLUMNS.replace("table: item", f"table: whole\n          read: {way}"))
+    assert reader.load("Item")["rows_written"] == 20
+    place.query(place.core, f"{part.format(50, 99)}; insert into whole values (60, now(), 1)")
+    assert reader.load("Item")["rows_written"] == 1
+    compare(place, "public.whole", "analytics_raw.item", "id, at, v")
+
+
 @pytest.mark.parametrize("kind", ["table", "partitioned", "replaced"])
 def test_source_that_is_being_filled_anew(place: Workplace, reader: Workplace, kind: str) -> None:
     role = reader.core.split("//")[1].split(":")[0]

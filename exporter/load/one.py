@@ -113,8 +113,9 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
-        if not direct:  # staged rows are upserted on the key
-            raw_table.ensure_key(destination, raw, old_key)
+        # Staged rows are upserted on the key; the others have it when all are there, if it can be.
+        give_key = raw_table.key_statement if direct else raw_table.ensure_key
+        give_key(destination, raw, old_key)
         if plan.blocks is not None:
             from exporter.load.first import land_blocks  # noqa: PLC0415  most loads do not need it
 

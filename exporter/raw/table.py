@@ -15,7 +15,7 @@ from exporter.config import Destination
 from exporter.errors import DriftError, SourceError
 from exporter.raw import citus, drift, fit
 from exporter.raw.drift import Change
-from exporter.source import BEYOND, Column, Table
+from exporter.source import BEYOND, Column, Table, is_proved
 from exporter.source.catalog import relation_columns, require
 from exporter.wire import Connection
 
@@ -115,7 +115,7 @@ def plan(
     """
     columns = table.landed
     conflict = frozenset(target.conflict_columns)
-    unique = any(key <= conflict for key in table.unique_keys)
+    unique = is_proved(table, target.conflict_columns)
     not_null = all(column.not_null for column in table.landed if column.name in conflict)
     require(table, "conflict_columns", target.conflict_columns)
     _refuse_own_names(target, table)

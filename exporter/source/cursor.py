@@ -77,6 +77,7 @@ class CursorReader(RelationReader):
         """See ``Reader``."""
         del shared  # an increment is read in the cursor's order
         self._stored = self._current = stored
+        self._fills = empty and stored.cursor is None
         self.window = window = self._window(stored)
         self._advances = False
         plan = Plan(
@@ -111,7 +112,9 @@ class CursorReader(RelationReader):
         self._advances = False
         if self._round:
             columns, limit = plan.stream[:-1], Limit(self._batch_rows, BATCH_SIZE)
-            for query in sweep.queries(*self._round, self.table, columns, self._snapshot):
+            for part in sweep.parts(*self._round, self.table, self._snapshot):
+                self._refuse_shared(part)
+                query = part(columns)
                 yield from self._batches_of(query, limit, swept=True)
 
     def in_flight(self, stored: State) -> sql.Composable:
@@ -127,7 +130,7 @@ class CursorReader(RelationReader):
 
     def _backfill(self, plan: Plan, span: Span) -> Plan:
         """Read a span again. The position stays as it is."""
-        where = self.window.within(self._source, span)
+        self._where = where = self.window.within(self._source, span)
         self._finish = lambda: self._stored
         query = self._select(where) + self.window.order
         return plan._replace(path="backfill", query=query)
@@ -160,6 +163,7 @@ class CursorReader(RelationReader):
                 where = TRUE
             elif table.has_xmin:
                 self._round = self._due(wanted)
+        self._where = where
         query = self._select(where, beyond) + window.order
         return plan._replace(
             path="increment",

@@ -12,6 +12,7 @@ from exporter.config import Definition
 from exporter.source.blocks import Blocks, select, step_of
 from exporter.source.catalog import Column, Table, find_table, keyed, refuse_hidden
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
+from exporter.source.shared import is_proved, refuse_shared
 from exporter.source.snapshot import (
     TRUE,
     Horizon,
@@ -42,6 +43,8 @@ class RelationReader(ABC):
         self._batch_rows = definition.batch_rows
         self._append = definition.destination.mode == "append"
         self._finish: Callable[[], State]
+        self._where: sql.Composable = TRUE  # the condition for the rows of the plan
+        self._fills = False  # raw has no row yet
 
     @contextlib.contextmanager
     def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
@@ -73,6 +76,8 @@ class RelationReader(ABC):
     def batches(self, plan: Plan) -> Generator[Batch]:
         """See ``Reader``."""
         if plan.query is not None:
+            if plan.lands is not Lands.WHOLE:
+                self._refuse_shared(lambda columns: select(self.table, columns, self._where))
             limit = None if plan.lands is Lands.WHOLE else self._limit()
             yield from self._batches_of(plan.query, limit)
 
@@ -167,6 +172,16 @@ class RelationReader(ABC):
         return plan._replace(
             path="first load", begin=begin, blocks=blocks, query=query, rows=table.rows
         )
+
+    def _refuse_shared(self, read: Callable[[tuple[Column, ...]], sql.Composable]) -> None:
+        """Raise SourceError where a row that is to be read shares its key with one in raw.
+
+        A constraint of the source says that none does, or it is asked. Into an empty raw all rows
+        are landed by this load, which sees it itself.
+        """
+        keys = self._definition.destination.conflict_columns
+        if keys and not self._fills and not is_proved(self.table, keys):
+            refuse_shared(self._source, self.table, keys, read)
 
     def _batches_of(
         self, query: sql.Composable, limit: Limit | None, *, swept: bool = False

@@ -77,6 +77,7 @@ class ScanReader(RelationReader):
                 f" exporter verify {self._key} --repair mends what differs",
             )
         self._empty = empty
+        self._fills = empty and stored.cursor is None
         self._current = stored
         plan = Plan(
             path="",
@@ -116,7 +117,7 @@ class ScanReader(RelationReader):
     def _scan(self, plan: Plan, since: str | None, shared: bool) -> Plan:
         """Read what was written since the last snapshot began; everything where that is unknown."""
         changed = changed_since(since) if since else TRUE
-        where = sql.SQL("{} and {}").format(changed, self._ended)
+        self._where = where = sql.SQL("{} and {}").format(changed, self._ended)
         rows = None if since else self.table.rows
         plan = plan._replace(path="scan", rows=rows)
         if shared and self.table.in_blocks and self.table.blocks > _SHARED and not self._append:

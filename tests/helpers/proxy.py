@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 import socket
 import struct
@@ -10,7 +11,9 @@ import threading
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is not sent is thrown away, and a reset sent
+# To connect with nobody resets a connection at once, also where other threads are at work on it.
+_libc = ctypes.CDLL(None)
+_NOBODY = struct.pack("=H14x", socket.AF_UNSPEC)
 
 
 class Proxy:
@@ -29,11 +32,13 @@ class Proxy:
         self._left = budget()
         self._lock = threading.Lock()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._ended: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self.silent = threading.Event()
         self.resets = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._begin(self._accept)
 
     @property
     def url(self) -> str:
@@ -44,9 +49,17 @@ class Proxy:
     def close(self) -> None:
         """End all connections, as a server's own keepalives would find a lost peer."""
         self._closed.set()
-        self._listening.close()
+        self._listening.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self._end_all()
+        for thread in self._threads:
+            thread.join()
+        for one in (self._listening, *self._ended):
+            one.close()
+
+    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
+        self._threads[-1].start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -57,7 +70,7 @@ class Proxy:
                 with self._lock:
                     self._pairs.add((client, server))
                 for one, other in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+                    self._begin(self._pass, one, other)
 
     def _pass(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -91,9 +104,9 @@ class Proxy:
             for one in pair:
                 with contextlib.suppress(OSError):
                     if one.family == socket.AF_INET:
-                        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                    one.shutdown(socket.SHUT_RDWR) if one.family == socket.AF_UNIX else None
-                    one.close()
+                        _libc.connect(one.fileno(), _NOBODY, len(_NOBODY))
+                    one.shutdown(socket.SHUT_RDWR)
+            self._ended += pair
         self._pairs.clear()
 
 

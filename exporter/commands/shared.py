@@ -83,7 +83,9 @@ class _Main(Group):
         except (KeyboardInterrupt, click.Abort) as stop:
             if isinstance(stop.__context__, EOFError):  # no answer at a prompt
                 raise
-            self._exit(ctx, StoppedError("interrupted"))
+            # An interrupt in libpq's connecting, say, is passed on as the first kind that it is not.
+            interrupt = signals.stopping() or signals.behind(stop)
+            self._exit(ctx, signals.reason(interrupt or KeyboardInterrupt(), "interrupted"))
 
     @staticmethod
     def _exit(ctx: click.Context, error: ExporterError) -> NoReturn:

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     "--max-connections",
     type=click.IntRange(1),
     metavar="N",
-    help="Open at most N sessions on each database.",
+    help="Open at most N sessions on each database; from 3 on, one looks for who waits.",
 )
 @click.option(
     "--scheduler",
@@ -196,7 +196,7 @@ def _results(
         return
     from exporter.wire import Sessions
 
-    with Sessions() as sessions:
+    with Sessions(alone=max_connections == 1) as sessions:
         for definition in chosen:
             yield (result := load(definition, console, sessions))
             if isinstance(result.error, StoppedError):

@@ -12,7 +12,7 @@ import psycopg
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
-from exporter.load import MOST_DELETES, worth
+from exporter.load import MOST_DELETES, way, worth
 from exporter.load.transfer import After, Attempt, Transfer
 from exporter.raw import table as raw_table
 from exporter.source import NEW, Plan, Wanted, keyed, reader_of
@@ -50,18 +50,26 @@ def load(
             result.notices.append(text)
         console.say(text, level, key=definition.key, event=event, **values)
 
-    def attempt() -> None:
+    def attempt(lost: float) -> None:
         with contextlib.ExitStack() as stack:
             destination, source = stack.enter_context(sessions.pair())
             if crew:
                 stack.enter_context(crew.watching(destination, source))
+            watched = stack.enter_context(
+                way.watched(
+                    definition.key, source, destination, say, lost, looks=not sessions.alone
+                )
+            )
             progress = functools.partial(console.progress, definition.key)
             one = Attempt(definition, source, destination, result, say, progress)
             with stopped_in_order(source, destination):
-                _run(one, wanted, after, crew)
+                _run(one, wanted, after, crew, watched)
 
     try:
-        with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))
+        with_retries(
+            lambda: way.making_way(attempt),
+            lambda why: say(f"{why}; connecting again", event="retry"),
+        )
     except psycopg.Error as error:
         result.error = DatabaseError(
             f"{definition.key}: {first_line(error)}",
@@ -81,7 +89,13 @@ def load(
     return result
 
 
-def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | None) -> None:
+def _run(
+    attempt: Attempt,
+    wanted: Wanted,
+    after: After | None,
+    crew: Crew | None,
+    watched: way.Watched,
+) -> None:
     """Read onward from the stored position, or what is wanted instead; store how far that is."""
     definition, destination, result = attempt.definition, attempt.destination, attempt.result
     stored = _locked_state(attempt)
@@ -110,6 +124,8 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             from exporter.load.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
             raise NotByRanges
+        if wanted.sweep or not plan.goes_on:
+            watched.begins_anew()
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
@@ -122,9 +138,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             land_blocks(transfer, plan.blocks, crew)
             raw_table.ensure_key(destination, raw)
         transfer.land(reader.batches(plan))
-        if result.totals.rows_swept:
-            rows = f"{result.totals.rows_swept:,} rows that the cursor had passed over"
-            attempt.say(f"the sweep found {rows}: {plan.passed_over}")
+        _tell_swept(attempt, plan)
         final = reader.finished()
         if not wanted.span:
             final = final._replace(binding=binding)
@@ -134,6 +148,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             transfer.store(final._replace(exported_at=stamp), "ok")
         reader.confirm(final)
         if after:
+            watched.begins_anew()
             after(transfer, table)
 
 
@@ -160,6 +175,13 @@ def _locked_state(attempt: Attempt) -> State:
     return stored
 
 
+def _tell_swept(attempt: Attempt, plan: Plan) -> None:
+    found = attempt.result.totals.rows_swept
+    if found:
+        rows = f"{found:,} rows that the cursor had passed over"
+        attempt.say(f"the sweep found {rows}: {plan.passed_over}")
+
+
 def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
     """Tell what will be read and why: with ``-v``, and where the source hides something."""
     say, horizon = attempt.say, plan.horizon
@@ -167,10 +189,16 @@ def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
         if plan.unseen:
             say(plan.unseen)
         safe = plan.bound.value if plan.bound else None
-        say(
+        by_cursor = (
             f"reads from {stored.watermark or 'the start'}, has landed up to"
             f" {stored.cursor or 'nothing yet'}; transactions are open since {horizon.oldest_open},"
-            f" the next load reads from {safe or 'the start'} on",
+            f" the next load reads from {safe or 'the start'} on"
+        )
+        by_transaction = f"reads what transaction {stored.cursor} and later ones wrote"
+        if stored.cursor is None:
+            by_transaction = "reads everything"
+        say(
+            by_cursor if plan.order else by_transaction,
             "debug",
             "window",
             cursor=stored.cursor,

@@ -21,7 +21,7 @@ from exporter.load import dry_run
 from exporter.load.transfer import Attempt
 from exporter.monitoring import grants
 from exporter.raw import fit
-from exporter.source import NEW, Table, describe, find_table, keyed
+from exporter.source import NEW, Table, describe, find_table, keyed, megabytes
 from exporter.source.catalog import indexes, quoted, refuse_hidden
 from exporter.wire import Connection, connect, first_line
 
@@ -253,7 +253,13 @@ def _keys(core: Connection, definition: Definition, table: Table, name: str) -> 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
     key, order = definition.key, definition.source.order
-    if not order or definition.source.read == "scan":
+    if definition.source.read == "scan":
+        return
+    if not order:
+        if table.size > definition.source.scan_below:
+            message = f"no cursor: every load reads {megabytes(table.size)}"
+            advice = "exporter.source.cursor: a column that grows with every change, with an index"
+            yield Finding("warn", key, "index", message, (advice,))
         return
     columns = ", ".join(quoted(core, column) for column in order)
     if table.kind not in ("r", "p", "m"):

@@ -34,6 +34,7 @@ __all__ = [
     "is_proved",
     "keyed",
     "look_further",
+    "megabytes",
     "reader_of",
     "select",
 ]
@@ -59,5 +60,7 @@ def describe(definition: Definition, table: Table) -> str:
         return f"by {cursor}"
     if is_scanned(declared, table):
         return f"by {cursor}, and by scan of {size} a load"
-    every = f"a sweep of its {size} within {declared.sweep}" if declared.sweep else "no sweep"
-    return f"by {cursor}, with {every}"
+    if not declared.sweep:
+        return f"by {cursor}, with no sweep"
+    within = str(declared.sweep).removesuffix(", 0:00:00")
+    return f"by {cursor}, with a sweep of its {size} within {within}"

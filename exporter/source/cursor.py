@@ -120,11 +120,14 @@ class CursorReader(RelationReader):
     def in_flight(self, stored: State) -> sql.Composable:
         """See ``Reader``."""
         window = self._window(stored)._replace(append=False)  # what is held back will land, too
-        return window.onward(stored.cursor, stored.watermark)
+        onward = window.onward(stored.cursor, stored.watermark)
+        if self._is_scanned and window.since:
+            return sql.SQL("({} or {})").format(onward, changed_since(window.since))
+        return onward
 
     def adopted(self, stored: State) -> State:
         """See ``Reader``."""
-        return stored._replace(snapshot_xmin=None, source=None, sweep=None)
+        return stored._replace(snapshot_xmin=None, source=None, sweep=sweep.everything())
 
     # -- the ways
 

@@ -97,6 +97,11 @@ class Plan(NamedTuple):
     passed_over: str = ""  # why the cursor may pass over rows, and what to do about it
     reconciles: bool = False  # rows that are gone at the source are looked for afterwards
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a load that does not end leaves a position from which another one goes on."""
+        return self.path in ("first load", "increment")
+
     def how(self) -> str:
         """Return which way the rows take, for people."""
         how = self.blocks.how if self.blocks else STAGED

@@ -19,6 +19,7 @@ from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import Horizon, Snapshot
 from exporter.state import Round
 
+_LONG_AGO = "1970-01-01 00:00:00+00"
 _LEAST = 8192  # blocks, 64 MB: less is not worth a statement
 _MOST = 131_072  # blocks, 1 GB
 
@@ -26,6 +27,11 @@ _MOST = 131_072  # blocks, 1 GB
 def over(snapshot: Snapshot, horizon: Horizon, xmin: str | None = None) -> Round:
     """Return a round that has just ended: all that is older than ``xmin`` has landed."""
     return Round(None, xmin or snapshot.xmin, horizon.clock, horizon.clock, 0, "", over=True)
+
+
+def everything() -> Round:
+    """Return a round after which one is due at once, which compares all rows."""
+    return Round(None, "0", _LONG_AGO, _LONG_AGO, 0, "", over=True)
 
 
 def due(

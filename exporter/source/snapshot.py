@@ -170,9 +170,34 @@ def _lock_by_reading(source: Connection, declared: SourceTable) -> None:
                 f"{declared.where}: {first_line(error)}",
                 hint=f"grant select on {name} to DATABASE_URL_CORE's role",
             ) from None
-        row = source.execute(_REPLACED, (name, declared.schema, declared.table)).fetchone()
-        if row and not row[0]:
+        if not is_replaced(source, declared):
             return
+
+
+def is_replaced(source: Connection, declared: SourceTable) -> bool:
+    """Whether the table was rewritten or replaced after the running transaction's snapshot."""
+    name = declared.name.as_string(source)
+    row = source.execute(_REPLACED, (name, declared.schema, declared.table)).fetchone()
+    return not row or bool(row[0])
+
+
+def join_snapshot(source: Connection, declared: SourceTable, snapshot: str | None) -> bool:
+    """Open a transaction that sees an exported snapshot; false where that shows nothing any more.
+
+    Raises psycopg.Error where the snapshot is gone.
+    """
+    shared = sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot))
+    try:
+        # Locked first: if the other session is still there afterwards, its own lock has been held
+        # until this one was, and nobody has written the table anew, which would look empty.
+        lock = sql.SQL("; lock table {} in access share mode").format(declared.name)
+        source.execute(_BEGIN + lock)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.WrongObjectType):
+        query = sql.SQL("rollback; {}; {}; select from {} limit 0")
+        source.execute(query.format(_BEGIN, shared, declared.name))
+        return not is_replaced(source, declared)
+    source.execute(shared)
+    return True
 
 
 def take_snapshot(source: Connection, stored: State, horizon: Horizon) -> Snapshot:

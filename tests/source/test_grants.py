@@ -55,7 +55,14 @@ def test_first_load_by_ranges_where_the_places_of_rows_may_be_read(
 ) -> None:
     role = reader.core.split("//")[1].split(":")[0]
     place.query(place.core, f"grant select (xmin, ctid) on item to {role}")
-    assert "straight into raw" in reader.run("exporter", "load", "-v", "-j", "2", "Item").stderr
+    place.query(
+        place.core,
+        "insert into item select n, now(), n, repeat('x', 900) from generate_series(21, 30000) n;"
+        "analyze item",
+    )
+    done = reader.run("exporter", "load", "-v", "-j", "2", "Item", BATCH_SIZE="2000")
+    assert done.returncode == 0, done.stderr
+    assert "straight into raw" in done.stderr
     place.query(place.core, "update item set at = clock_timestamp() where id < 5")
     assert reader.load("Item")["rows_written"] == 4
     _same(place)

@@ -79,6 +79,9 @@ def load(
         result.error = error
     except KeyboardInterrupt as stop:
         result.error = signals.reason(stop, f"{definition.key}: interrupted")
+    stopped = signals.stopping()
+    if stopped and isinstance(result.error, DatabaseError):  # its sessions were ended for it
+        result.error = signals.reason(stopped, f"{definition.key}: interrupted")
     if result.error:
         with (
             contextlib.suppress(psycopg.Error, ExporterError),

@@ -136,6 +136,11 @@ class RelationReader(ABC):
         """Whether each row of a log is known by its transaction to have landed, or not."""
         return False
 
+    @property
+    def _ended(self) -> sql.Composable:
+        """The condition for rows that land in this load, by their transactions."""
+        return TRUE
+
     def _first(self, plan: Plan, target: Target, since: str | None, *, empty: bool) -> Plan:
         """Read all blocks; or the rest of them, then what has changed since the first ones."""
         table, stored = self.table, plan.begin
@@ -150,7 +155,7 @@ class RelationReader(ABC):
             binding=stored.binding,
         )
         late = since if same else None
-        if self._lands_once:  # what is newer is for the next load
+        if self._lands_once:  # what is newer comes behind them, or is for the next load
             late = str(int(begin.snapshot_xmin or 0) % 2**32)
         blocks = Blocks(
             table,
@@ -167,8 +172,9 @@ class RelationReader(ABC):
             begin._replace(file=None, next_block=None, cursor=self._top())
         )
         query = None
-        if late and not self._lands_once:
-            query = select(table, plan.stream[:-1], changed_since(late))
+        if late and same:
+            newer = sql.SQL("{} and {}").format(changed_since(late), self._ended)
+            query = select(table, plan.stream[:-1], newer)
         return plan._replace(
             path="first load", begin=begin, blocks=blocks, query=query, rows=table.rows
         )

@@ -176,12 +176,9 @@ class ScanReader(RelationReader):
         return bool(row and row[0])
 
     def _complete(self, current: State) -> State:
-        moment = self._moment
-        # A log's first load that was killed goes on to where it would have ended.
-        xmin = current.snapshot_xmin if self._append and current.snapshot_xmin else None
-        return moment._replace(
-            cursor=Position(xmin or self._snapshot.xmin) if current.cursor else None,
-            snapshot_xmin=xmin or self._snapshot.xmin,
+        return self._moment._replace(
+            cursor=Position(self._snapshot.xmin) if current.cursor else None,
+            snapshot_xmin=self._snapshot.xmin,
             file=self.table.file if self._append else None,
         )
 

@@ -79,6 +79,9 @@ def load(
         result.error = error
     except KeyboardInterrupt as stop:
         result.error = signals.reason(stop, f"{definition.key}: interrupted")
+    stopped = signals.stopping()
+    if stopped and isinstance(result.error, DatabaseError):  # its sessions were ended for it
+        result.error = signals.reason(stopped, f"{definition.key}: interrupted")
     if result.error:
         with (
             contextlib.suppress(psycopg.Error, ExporterError),
@@ -129,8 +132,9 @@ def _run(
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
-        if not direct:  # staged rows are upserted on the key
-            raw_table.ensure_key(destination, raw, old_key)
+        # Staged rows are upserted on the key; the others have it when all are there, if it can be.
+        give_key = raw_table.key_statement if direct else raw_table.ensure_key
+        give_key(destination, raw, old_key)
         if plan.blocks is not None:
             from exporter.load.first import land_blocks  # noqa: PLC0415  most loads do not need it
 
@@ -188,10 +192,16 @@ def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
         if plan.unseen:
             say(plan.unseen)
         safe = plan.bound.value if plan.bound else None
-        say(
+        by_cursor = (
             f"reads from {stored.watermark or 'the start'}, has landed up to"
             f" {stored.cursor or 'nothing yet'}; transactions are open since {horizon.oldest_open},"
-            f" the next load reads from {safe or 'the start'} on",
+            f" the next load reads from {safe or 'the start'} on"
+        )
+        by_transaction = f"reads what transaction {stored.cursor} and later ones wrote"
+        if stored.cursor is None:
+            by_transaction = "reads everything"
+        say(
+            by_cursor if plan.order else by_transaction,
             "debug",
             "window",
             cursor=stored.cursor,

@@ -9,7 +9,8 @@ from exporter.source.catalog import Column, Table, find_table, keyed, look_furth
 from exporter.source.cursor import CursorReader
 from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted, megabytes
 from exporter.source.scan import ScanReader
-from exporter.source.snapshot import Horizon
+from exporter.source.shared import is_proved
+from exporter.source.snapshot import Horizon, join_snapshot
 from exporter.source.window import Span, cursor_columns, is_scanned
 from exporter.wire import Connection
 
@@ -30,8 +31,11 @@ __all__ = [
     "Wanted",
     "describe",
     "find_table",
+    "is_proved",
+    "join_snapshot",
     "keyed",
     "look_further",
+    "megabytes",
     "reader_of",
     "select",
 ]
@@ -57,5 +61,7 @@ def describe(definition: Definition, table: Table) -> str:
         return f"by {cursor}"
     if is_scanned(declared, table):
         return f"by {cursor}, and by scan of {size} a load"
-    every = f"a sweep of its {size} within {declared.sweep}" if declared.sweep else "no sweep"
-    return f"by {cursor}, with {every}"
+    if not declared.sweep:
+        return f"by {cursor}, with no sweep"
+    within = str(declared.sweep).removesuffix(", 0:00:00")
+    return f"by {cursor}, with a sweep of its {size} within {within}"

@@ -224,10 +224,9 @@ def test_another_database_is_refused_until_it_is_adopted(items: Workplace) -> No
 
 
 def test_numbers_that_began_anew(place: Workplace) -> None:
-    by_cursor = ITEM.replace(
-        "cursor: {field: at, id_field: id}", "cursor: {field: id}\n          read: cursor"
+    place.define(
+        ITEM.replace("cursor: {field: at, id_field: id}", "read: cursor, cursor: {field: id}")
     )
-    place.define(by_cursor)
     place.query(
         place.core,
         SCHEMA + ';create sequence s owned by "Item".id;'

@@ -1,8 +1,9 @@
 """Out of others' way: who waits for a lock of ours at the source, and whom we wait for.
 
 A thread looks once a second, where a load takes longer than a moment, on a session of its own on
-each database. It ends the source's session of a load that somebody waits for, or that has to wait at the
-destination: the server lets go of its locks at once, and the load begins again behind who waited.
+each database. It ends the source's session of a load that somebody waits for, or that has to wait
+at the destination: the server lets go of its locks at once, and the load begins again behind who
+waited.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ materialization does the rest.
     relation  what `dbt.ref` and `dbt.source` return
     results   what a model returns, as a query
     values    PostgreSQL's text to Python and back, exactly
+    natives   numpy's scalars and arrays as Python's values
     staging   rows of Python to a temporary table
     frames    pandas, polars, arrow and ibis, each only if a model uses it
     workers   row functions on a Dask cluster, if a model asks for it

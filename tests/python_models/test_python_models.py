@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import textwrap
 
 import pytest
@@ -432,15 +433,29 @@ def test_commands_of_dbt(models: Workplace) -> None:
     assert (models.folder / "target" / "catalog.json").exists()
 
 
+def _with_tried(models: Workplace, tried: str) -> subprocess.CompletedProcess[str]:
+    program = f"import exporter.python_models as p; p.TRIED = {tried}; "
+    program += "from dbt.cli.main import cli; cli(['run', '--no-use-colors'])"
+    return models.run("python", "-c", program)
+
+
 def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None:
-    """As under a dbt that was not tried, or where the package is not installed."""
+    """As under a dbt that is older, or where the package is not installed."""
     models.query(models.analytics, EVENTS)
     python(models, "alone", f"return {ROWS}")
-    program = "import exporter.python_models as p; p.SUPPORTED = ((0, 0), (0, 1)); "
-    program += "from dbt.cli.main import cli; cli(['run', '--no-use-colors'])"
-    done = models.run("python", "-c", program)
+    done = _with_tried(models, "((9, 0), (9, 1))")
     assert done.returncode == 1
     assert "pip install dbt-exporter" in done.stdout
+
+
+def test_a_newer_dbt_than_tried_warns_once(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    for name in ("one", "two"):
+        python(models, name, f"return {ROWS}")
+    assert "were tried with" not in models.dbt("run")
+    done = _with_tried(models, "((1, 0), (1, 1))")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("were tried with dbt-core up to 1.1, this is 1.") == 1
 
 
 def test_example_of_the_product(product: Workplace) -> None:

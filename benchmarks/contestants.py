@@ -140,13 +140,16 @@ def _fdw_again(place: Place) -> list[str]:
 
 
 def _exporter(_: Place) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / "exporter"),
-        "load",
-        "StatEvent",
-        "--project-dir",
-        str(ROOT),
-    ]
+    return _load("StatEvent", ROOT)
+
+
+def _scan(_: Place) -> list[str]:
+    return _load("StatEventScan", ROOT / "benchmarks" / "scan")
+
+
+def _load(key: str, project: Path) -> list[str]:
+    exporter = str(Path(sys.executable).parent / "exporter")
+    return [exporter, "load", key, "--project-dir", str(project)]
 
 
 def _dlt(_: Place) -> list[str]:
@@ -158,6 +161,7 @@ def _imports(_: Place) -> list[str]:
 
 
 PIPE, FDW, EXPORTER, DLT = "psql pipe", "postgres_fdw", "exporter", "dlt"
+SCAN = "exporter, by scan"
 IMPORTS = "python -c 'import psycopg, click, yaml'"
 CONTESTANTS = (
     Contestant(
@@ -182,6 +186,14 @@ CONTESTANTS = (
         "drop schema if exists analytics_raw cascade",
         _exporter,
         _exporter,
+        10**9,
+    ),
+    Contestant(
+        SCAN,
+        "bench_scan.stat_event",
+        "drop schema if exists bench_scan cascade",
+        _scan,
+        _scan,
         10**9,
     ),
     Contestant(

@@ -17,7 +17,7 @@ import yaml
 
 from exporter import errors
 from exporter.commands import shared as cli
-from exporter.config.definition import KEYS, Key
+from exporter.config.keys import KEYS, Key
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 @click.option("--since", metavar="VALUE", help="Land again rows whose cursor is VALUE or later …")
 @click.option("--until", metavar="VALUE", help="… and earlier than VALUE. The position stays.")
 @click.option(
+    "--sweep",
+    is_flag=True,
+    help="Look for what the cursor has passed over in the whole table now.",
+)
+@click.option(
     "--reconcile",
     is_flag=True,
     help="After it, apply exporter.deletes to the rows that are gone at the source.",
@@ -57,7 +62,7 @@ if TYPE_CHECKING:
     "--max-connections",
     type=click.IntRange(1),
     metavar="N",
-    help="Open at most N sessions on each database.",
+    help="Open at most N sessions on each database; from 3 on, one looks for who waits.",
 )
 @click.option(
     "--scheduler",
@@ -83,6 +88,7 @@ def command(
     full_refresh: bool,
     since: str | None,
     until: str | None,
+    sweep: bool,
     reconcile: bool,
     max_deletes: float | None,
     jobs: int | None,
@@ -100,9 +106,11 @@ def command(
     flags = "--reconcile or --full-refresh"
     limit = cli.most_deletes(max_deletes, flags, on=reconcile or full_refresh)
     span = Span(since, until) if since is not None or until is not None else None
-    wanted = Wanted(full_refresh, span, limit) if full_refresh or span else NEW
-    if span and full_refresh:
-        raise UsageError("--full-refresh reads everything: leave out --since and --until")
+    wanted = Wanted(full_refresh, span, limit, sweep) if full_refresh or span or sweep else NEW
+    if full_refresh and (span or sweep):
+        raise UsageError("--full-refresh reads everything: leave out --since, --until and --sweep")
+    if span and sweep:
+        raise UsageError("--sweep looks at the whole table: leave out --since and --until")
     if span and not keys:
         raise UsageError(
             "--since and --until need a KEY",
@@ -188,7 +196,7 @@ def _results(
         return
     from exporter.wire import Sessions
 
-    with Sessions() as sessions:
+    with Sessions(alone=max_connections == 1) as sessions:
         for definition in chosen:
             yield (result := load(definition, console, sessions))
             if isinstance(result.error, StoppedError):

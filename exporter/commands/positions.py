@@ -96,10 +96,11 @@ def adopt(definition: Definition) -> dict[str, Any]:
             raise UsageError(f"{key} has no position", hint=f"exporter load {key}")
         reader = reader_of(definition, source)
         with reader.opened(stored, None):
+            adopted = reader.adopted(stored)
             reading = stored.binding.reading if stored.binding else reader.reading()
             raw, _ = oid_and_emptiness(destination, target)
             binding = Binding(reader.found, raw, reading)
-        now = stored._replace(snapshot_xmin=None, source=None, binding=binding)
+        now = adopted._replace(binding=binding)
         state.write(destination, target, now)
     return _as_dict(key, now)
 
@@ -137,6 +138,6 @@ def _as_dict(key: str, stored: State) -> dict[str, Any]:
         "cursor": state.as_dict(stored.cursor),
         "watermark": state.as_dict(stored.watermark),
         "exported_at": stored.exported_at,
-        "first_load_unfinished": stored.next_block is not None,
+        "first_load_unfinished": stored.is_first,
         "bound_to": stored.binding.as_json() if stored.binding else None,
     }

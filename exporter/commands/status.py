@@ -79,6 +79,19 @@ def _cells(status: Status) -> tuple[str, ...]:
 
 def _notes(status: Status) -> list[str]:
     key = status.definition.key
+    return [*_swept(status), *_ended(status, key)]
+
+
+def _swept(status: Status) -> list[str]:
+    if not status.swept:
+        return []
+    return _wrapped(
+        f"{status.definition.key}: in seven days the sweep found {status.swept:,} rows that the"
+        " cursor had passed over: a trigger that sets it, a longer lookback, or source.read: scan"
+    )
+
+
+def _ended(status: Status, key: str) -> list[str]:
     if status.ended in ("failed", "interrupted"):
         return _wrapped(f"{key} {status.ended}: {(status.run or {}).get('error')}")
     if status.ended == "died":

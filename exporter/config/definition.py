@@ -2,67 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from psycopg import sql
 
-from exporter.errors import DefinitionError, nearest
-
-
-class Key(NamedTuple):
-    """A key of the definition, as validation and the reference page need it."""
-
-    meaning: str
-    default: Any = None  # taken where the YAML says nothing
-    otherwise: str = "required"  # shown in the default's place where it is not one value
-
-
-KEYS = {
-    "key": Key("what `exporter load` is given", otherwise="`source.table`, as dbt names it"),
-    "source.schema": Key("schema at the source", "public"),
-    "source.table": Key("table, view or partitioned table at the source"),
-    "source.cursor.field": Key("column that grows with every change: a timestamp, date or integer"),
-    "source.cursor.id_field": Key(
-        "tie-breaker for rows that share a cursor value", otherwise="none"
-    ),
-    "source.cursor.lookback": Key(
-        "how far behind a stamp may be that the database did not make: a time, or a number where"
-        " the cursor is an integer. If it is set, it counts from the newest row where that is older"
-        " than the oldest open transaction",
-        otherwise="`5 minutes`; 0 for an integer and with `mode: append`",
-    ),
-    "source.cursor.nulls": Key("rows without a cursor: `error`, `skip` or `load`", "error"),
-    "source.columns": Key(
-        'columns to land; `{name: email_hash, expression: "md5(lower(email))"}` is computed by the'
-        " source",
-        otherwise="all",
-    ),
-    "source.exclude": Key("columns that do not leave the source", otherwise="none"),
-    "conflict_columns": Key(
-        "unique columns; the primary key of the raw table", otherwise="none: `mode: append`"
-    ),
-    "mode": Key(
-        "`upsert`, a mirror; or `append`, an append-only log",
-        otherwise="`upsert` with `conflict_columns`, else `append`",
-    ),
-    "schema": Key(
-        "what a change of the source's columns may do to raw: `evolve` or `freeze`", "evolve"
-    ),
-    "deletes": Key(
-        "what becomes of rows that are gone at the source, at the next `load --reconcile` or"
-        " `verify --repair`: `ignore`, `mark` (in `_deleted_at`) or `remove`",
-        "ignore",
-    ),
-    "batch_rows": Key("most rows of one transaction", 50_000),
-    "distribution_column": Key(
-        "on Citus: the column by which the raw table is distributed, one of `conflict_columns`",
-        otherwise="the first of `conflict_columns`",
-    ),
-}
-_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+from exporter.config.keys import UNITS, Values
+from exporter.errors import DefinitionError
 
 
 class Freshness(NamedTuple):
@@ -93,15 +40,29 @@ class SourceTable(NamedTuple):
     where: str
     schema: str
     table: str
-    cursor: Cursor
+    cursor: Cursor | None
     columns: tuple[str, ...] | None  # None: all
     expressions: dict[str, str]  # column → SQL that the source computes
     exclude: tuple[str, ...]
+    read: str  # auto, scan or cursor
+    scan_below: int  # bytes
+    sweep: timedelta | None  # None: never
 
     @property
     def name(self) -> sql.Identifier:
         """The qualified name of the table."""
         return sql.Identifier(self.schema, self.table)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The columns in whose order rows are read by a cursor: none without one."""
+        names = (self.cursor.field, self.cursor.id_field) if self.cursor else ()
+        return tuple(name for name in names if name)
+
+    @property
+    def skipped(self) -> str | None:
+        """The column without which a row is no row of raw, if there is one."""
+        return self.cursor.field if self.cursor and self.cursor.nulls == "skip" else None
 
     def lands(self, column: str) -> bool:
         """Whether a column of the source gets into raw."""
@@ -115,7 +76,8 @@ class Destination(NamedTuple):
     key: str
     schema: str
     table: str
-    conflict_columns: tuple[str, ...]  # none in append mode
+    # None in append mode; in upsert mode, where none are declared, until the source was asked.
+    conflict_columns: tuple[str, ...]
     mode: str  # upsert or append
     evolution: str  # evolve or freeze: what a change of the source's columns may do to raw
     deletes: str  # ignore, mark or remove: what becomes of rows that are gone at the source
@@ -154,7 +116,7 @@ def parse(
 
     ``freshness`` are the values of dbt's key of that name, the table's after its source's.
     """
-    reader = _Reader(meta, where)
+    reader = Values(meta, where)
     key = reader.text("key", f"{source}.{table}")
     origin = _source(reader)
     return Definition(
@@ -167,38 +129,47 @@ def parse(
     )
 
 
-def _source(reader: _Reader) -> SourceTable:
+def _source(reader: Values) -> SourceTable:
     columns, expressions = reader.columns("source.columns")
+    source = SourceTable(
+        where=reader.where,
+        schema=reader.text("source.schema"),
+        table=reader.text("source.table"),
+        cursor=_cursor(reader) if reader.given("source.cursor") else None,
+        columns=columns,
+        expressions=expressions,
+        exclude=reader.names("source.exclude"),
+        read=reader.choice("source.read", ("auto", "scan", "cursor")),
+        scan_below=reader.size("source.scan_below"),
+        sweep=reader.time_or_never("source.sweep"),
+    )
+    for name in source.order:
+        if name in expressions:
+            reader.fail("source.columns", f"computes {name}, which is read as the cursor")
+    if source.read == "cursor" and source.cursor is None:
+        reader.fail("source.cursor", "is required with read: cursor")
+    return source
+
+
+def _cursor(reader: Values) -> Cursor:
     id_field = "source.cursor.id_field"
-    cursor = Cursor(
+    return Cursor(
         reader.text("source.cursor.field"),
         None if reader.value(id_field) is None else reader.text(id_field),
         reader.lookback("source.cursor.lookback"),
         reader.choice("source.cursor.nulls", ("error", "skip", "load")),
     )
-    for name in (cursor.field, cursor.id_field):
-        if name in expressions:
-            reader.fail("source.columns", f"computes {name}, which is read as the cursor")
-    return SourceTable(
-        where=reader.where,
-        schema=reader.text("source.schema"),
-        table=reader.text("source.table"),
-        cursor=cursor,
-        columns=columns,
-        expressions=expressions,
-        exclude=reader.names("source.exclude"),
-    )
 
 
 def _destination(
-    reader: _Reader, key: str, schema: str, table: str, source: SourceTable
+    reader: Values, key: str, schema: str, table: str, source: SourceTable
 ) -> Destination:
     conflict = reader.names("conflict_columns")
-    mode = reader.choice("mode", ("upsert", "append"), "upsert" if conflict else "append")
+    mode = reader.choice(
+        "mode", ("upsert", "append"), "upsert" if conflict or not source.cursor else "append"
+    )
     deletes = reader.choice("deletes", ("ignore", "mark", "remove"))
-    if mode == "upsert" and not conflict:
-        reader.fail("conflict_columns", "is required with mode: upsert")
-    if mode == "append" and source.cursor.nulls == "load":
+    if mode == "append" and source.cursor and source.cursor.nulls == "load":
         reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
     if mode == "append" and deletes != "ignore":
         reader.fail("deletes", "must be ignore with mode: append, whose rows have no key")
@@ -237,107 +208,10 @@ def _freshness(levels: Sequence[Any], where: str) -> Freshness | None:
             elif value != {}:
                 wanted = value if isinstance(value, dict) else {}
                 count, unit = wanted.get("count"), str(wanted.get("period"))
-                if not isinstance(count, int) or unit not in _UNITS:
+                if not isinstance(count, int) or unit not in UNITS:
                     raise DefinitionError(
                         f"{where}: freshness.{name} must be such as {{count: 1, period: day}}"
                     )
-                found[name] = timedelta(seconds=count * _UNITS[unit])
+                found[name] = timedelta(seconds=count * UNITS[unit])
     warn, error = found.get("warn_after"), found.get("error_after")
     return Freshness(warn, error) if warn is not None or error is not None else None
-
-
-class _Reader:
-    """The values of a definition by their dotted names, as in KEYS; an error names their place."""
-
-    def __init__(self, meta: Any, where: str) -> None:
-        self.where = where
-        self._values: dict[str, Any] = {}
-        self._add("", meta)
-        self._add("source.", self._values.get("source"))
-        self._add("source.cursor.", self._values.get("source.cursor"))
-
-    def _add(self, prefix: str, group: Any) -> None:
-        if not isinstance(group, dict):
-            problem = "is required, a mapping" if group is None else "must be a mapping"
-            self.fail(prefix.rstrip("."), problem)
-        below = (name.removeprefix(prefix) for name in KEYS if name.startswith(prefix))
-        known = list(dict.fromkeys(name.partition(".")[0] for name in below))
-        for name, value in group.items():
-            if name not in known:
-                advice = nearest(snake_case(str(name)), known)
-                self.fail(f"{prefix}{name}", f"is not a key of the exporter; {advice}")
-            self._values[prefix + name] = value
-
-    def fail(self, key: str, problem: str) -> NoReturn:
-        place = f"exporter.{key}" if key else "exporter"
-        raise DefinitionError(f"{self.where}: {place} {problem}")
-
-    def value(self, key: str, default: Any = None) -> Any:
-        """Return what the YAML says, which may be null; else the default."""
-        return self._values.get(key, KEYS[key].default if default is None else default)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.value(key, default)
-        if value is None:
-            self.fail(key, "is required")
-        if not isinstance(value, str) or not value:
-            self.fail(key, "must be text")
-        return value
-
-    def names(self, key: str, names: Any = None) -> tuple[str, ...]:
-        """Return the names that the YAML lists, or check the given ones."""
-        names = self.value(key) if names is None else names
-        if names is None:
-            return ()
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            self.fail(key, "must be a list of column names")
-        if len(set(names)) != len(names):
-            self.fail(key, "names a column twice")
-        return tuple(names)
-
-    def columns(self, key: str) -> tuple[tuple[str, ...] | None, dict[str, str]]:
-        """Return the plain names, None for all columns; and the computed ones' expressions."""
-        value = self.value(key)
-        if not isinstance(value, list):
-            return self.names(key) or None, {}
-        plain = [item for item in value if not isinstance(item, dict)]
-        expressions: dict[str, str] = {}
-        for item in value:
-            if isinstance(item, dict):
-                if sorted(item) != ["expression", "name"]:
-                    self.fail(key, "must be names, or mappings with name and expression")
-                for part, text in item.items():
-                    if not isinstance(text, str) or not text:
-                        self.fail(f"{key}.{part}", "must be text")
-                expressions[item["name"]] = item["expression"]
-        self.names(key, [*plain, *expressions])
-        return tuple(plain), expressions
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:
-        value = self.value(key, default)
-        if value not in choices:
-            self.fail(key, "must be one of " + ", ".join(choices))
-        return str(value)
-
-    def positive(self, key: str) -> int:
-        value = self.value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.fail(key, "must be a whole number above 0")
-        return value
-
-    def lookback(self, key: str) -> timedelta | int | None:
-        value = self.value(key)
-        if value is None:
-            return None
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-        found = re.fullmatch(r"(\d+) *(second|minute|hour|day)s?", str(value).strip())
-        if not found:
-            self.fail(key, "must be a time such as '5 minutes', or a number")
-        return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
-
-
-def snake_case(name: str) -> str:
-    """Return ``invoice_id`` for ``InvoiceID``, ``order_lines`` for ``Order Lines``."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return re.sub(r"\W+", "_", words).strip("_").lower()

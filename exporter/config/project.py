@@ -13,7 +13,7 @@ import yaml
 from exporter.config.definition import Definition, parse
 from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
 
-_LONGEST = 63  # bytes of an identifier
+LONGEST = 63  # bytes of an identifier
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -67,9 +67,9 @@ def _refuse_shared_tables(definitions: Iterable[Definition]) -> None:
     for definition in definitions:
         where, target = definition.where, definition.destination
         for name in (target.schema, target.table):
-            if len(name.encode()) > _LONGEST:
+            if len(name.encode()) > LONGEST:
                 raise DefinitionError(
-                    f"{where}: {name} is longer than the {_LONGEST} bytes that PostgreSQL keeps"
+                    f"{where}: {name} is longer than the {LONGEST} bytes that PostgreSQL keeps"
                 )
         if str(target) in tables:
             raise DefinitionError(f"{where}: {target} is the raw table of {tables[str(target)]}")

@@ -20,7 +20,7 @@ import psycopg
 from exporter import state
 from exporter.config import Definition, Destination
 from exporter.errors import ClusterError, DatabaseError, ExporterError, LockedError
-from exporter.load import ranges
+from exporter.load import ranges, way
 from exporter.load.ranges import Crew, FirstLoad, Landed, NotByRanges, Tally
 from exporter.load.threads import Team
 from exporter.source import Range
@@ -36,7 +36,7 @@ AHEAD = 2  # tasks in flight for each thread of the workers: one is computed, on
 _AT_ONCE = 32  # definitions, unless -j says otherwise: each takes a thread here
 _RETRIES = 3  # of a range whose session broke; a lost worker does not count
 _POLL = 0.5  # seconds between looks at whether all has to stop
-_KEEPALIVE = 20.0  # seconds between statements on the two sessions that only wait
+_KEEPALIVE = 0.5  # seconds between looks at the two sessions that only wait: one may have ended
 _SECEDE_AFTER = 10  # waits for a range's turn, before its thread takes another task
 _CHECK_EVERY = 50  # waits: the process that has the lock may be gone, and nobody else would say so
 
@@ -51,7 +51,10 @@ class Cluster(Team):
     ) -> None:
         self._client = connect_to(address)
         self._console = console
-        self._free_sessions = threading.Semaphore(max_connections or 2**31)
+        most = way.at_work(max_connections)
+        self._free_sessions = threading.Semaphore(most or 2**31)
+        self._bounded = max_connections is not None
+        self._alone = self._bounded and most == max_connections
         self._one_first_load = threading.Lock()  # each takes all the workers there are
         self._threads, self._counted = 1, 0.0
         super().__init__(jobs or min(self._count_threads(), _AT_ONCE))
@@ -70,7 +73,7 @@ class Cluster(Team):
                     contextlib.suppress(NotByRanges),
                     self._one_first_load,
                     self._free_sessions,
-                    Sessions() as sessions,  # not the thread's: those that it keeps are not counted
+                    Sessions(alone=self._alone) as sessions,  # not the thread's, which keeps them
                 ):
                     return load(definition, self._console, sessions, crew=crew)
             with self._free_sessions:
@@ -95,6 +98,7 @@ class Cluster(Team):
                         land_range,
                         first,
                         part,
+                        looks=not self._bounded,
                         key=f"{key}-{first.run}-{part.number}",
                         priority=-part.number,  # the others wait for the one that is next
                         retries=_RETRIES,
@@ -141,7 +145,7 @@ class Cluster(Team):
 
     def _elsewhere(self, definition: Definition, load: Callable[..., Result]) -> Result:
         done = threading.Event()
-        future = self._client.submit(load_whole, load, definition, pure=False)
+        future = self._client.submit(load_whole, load, definition, alone=self._bounded, pure=False)
         future.add_done_callback(lambda _: done.set())
         while not done.wait(_POLL):
             if self.stop:  # a worker that has begun goes on to the end of this load
@@ -171,13 +175,13 @@ def shared_keys(definitions: list[Definition], blocks: dict[str, int]) -> set[st
         }
 
 
-def load_whole(load: Callable[..., Result], definition: Definition) -> Result:
+def load_whole(load: Callable[..., Result], definition: Definition, *, alone: bool) -> Result:
     """Load a definition. Runs on a worker."""
-    with Sessions() as sessions:
+    with Sessions(alone=alone) as sessions:
         return load(definition, Console(level="error"), sessions)
 
 
-def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
+def land_range(first: FirstLoad, part: Range, *, looks: bool) -> Landed | ExporterError:
     """Land a range, or return why it cannot be landed. Runs on a worker.
 
     Raises psycopg.Error and DatabaseError, for what another try may mend.
@@ -186,6 +190,7 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
         with (
             connect("DATABASE_URL_ANALYTICS") as destination,
             connect("DATABASE_URL_CORE") as source,
+            way.watched(first.raw.target.key, source, destination, looks=looks),
             ranges.shared_snapshot(source, first),
         ):
             waits = _waits(destination, first.raw.target)
@@ -193,6 +198,8 @@ def land_range(first: FirstLoad, part: Range) -> Landed | ExporterError:
                 first, source, destination, iter([part]), lambda *_: None, lambda: next(waits)
             )
             return landed
+    except way.MakeWay as why:
+        raise DatabaseError(str(why)) from None
     except DatabaseError:
         raise
     except ExporterError as error:

@@ -17,7 +17,7 @@ from exporter.load.transfer import Attempt
 from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
-from exporter.source import NEW, Plan, Table, Wanted, reader_of
+from exporter.source import Plan, Table, Wanted, keyed, reader_of
 from exporter.source.catalog import planned_rows
 from exporter.state import Binding, Position, Result, State, Worth
 from exporter.terminal import Console
@@ -33,6 +33,7 @@ class Rehearsal(NamedTuple):
     batch_rows: int
     path: str
     how: str
+    by_transaction: bool  # of the rows, and not by a cursor
     cursor: Position | None
     watermark: Position | None
     horizon: str
@@ -50,15 +51,23 @@ class Rehearsal(NamedTuple):
         cursor, watermark = state.as_dict(self.cursor), state.as_dict(self.watermark)
         return self._asdict() | {"cursor": cursor, "watermark": watermark}
 
+    @property
+    def _position(self) -> list[str]:
+        if self.by_transaction:
+            return [f"  reads from  {f'transaction {self.cursor}' if self.cursor else 'the start'}"]
+        return [
+            f"  reads from  {self.watermark or 'the start'}",
+            f"  has landed  {self.cursor or 'nothing yet'}",
+            f"  open since  {self.horizon}: the oldest transaction at the source",
+            f"  then from   {self.safe or 'the start'}: what the next load reads from",
+        ]
+
     def lines(self) -> list[str]:
         """Return the same for people; statements come whole, to be pasted."""
         found = [
             f"{self.key}: {self.path}, {self.how}",
             f"  definition  {self.where}, {self.mode}, batches of {self.batch_rows:,} rows",
-            f"  reads from  {self.watermark or 'the start'}",
-            f"  has landed  {self.cursor or 'nothing yet'}",
-            f"  open since  {self.horizon}: the oldest transaction at the source",
-            f"  then from   {self.safe or 'the start'}: what the next load reads from",
+            *self._position,
             f"  rows        {_rows(self.rows_expected)} of {_rows(self.rows_of_table)}, as the"
             " planner sees them",
         ]
@@ -97,16 +106,19 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
             before = state.remembered_columns(destination, target) if known else None
             reader = reader_of(definition, core)
             with reader.opened(stored, destination) as table:
+                attempt = attempt._replace(definition=keyed(definition, table))
+                target = attempt.definition.destination
                 if not wanted.full_refresh:
                     worth.refuse_elsewhere(attempt, stored, reader)
                 planned = raw_table.plan(destination, target, table, before)
                 for text in (*(change.said for change in planned.changes), *planned.notices):
                     say(text)
                 oid, empty = raw_table.oid_and_emptiness(destination, target)
-                if wanted == NEW:
+                if not wanted.full_refresh and not wanted.span:
                     binding = Binding(reader.found, oid, reader.reading())
                     stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-                    wanted = wanted._replace(sweep=found is Worth.SWEEP)
+                    sweeps = wanted.sweep or found is Worth.SWEEP
+                    wanted = wanted._replace(sweep=sweeps)
                 plan = reader.plan(stored, planned.raw, wanted, empty=empty)
                 tell_plan(attempt, plan, stored)
                 return _described(attempt, table, planned, plan, stored)
@@ -135,6 +147,7 @@ def _described(
         batch_rows=definition.batch_rows,
         path=plan.path,
         how=plan.how(),
+        by_transaction=not plan.order,
         cursor=stored.cursor,
         watermark=stored.watermark,
         horizon=plan.horizon.oldest_open if plan.horizon else "",

@@ -12,10 +12,10 @@ import psycopg
 from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
-from exporter.load import MOST_DELETES, worth
+from exporter.load import MOST_DELETES, way, worth
 from exporter.load.transfer import After, Attempt, Transfer
 from exporter.raw import table as raw_table
-from exporter.source import NEW, Plan, Wanted, reader_of
+from exporter.source import NEW, Plan, Wanted, keyed, reader_of
 from exporter.state import Binding, Result, State, Totals, Worth, record_failure, take_counts
 from exporter.terminal import Console, signals
 from exporter.wire import Sessions, connect, first_line, stopped_in_order, with_retries
@@ -50,18 +50,26 @@ def load(
             result.notices.append(text)
         console.say(text, level, key=definition.key, event=event, **values)
 
-    def attempt() -> None:
+    def attempt(lost: float) -> None:
         with contextlib.ExitStack() as stack:
             destination, source = stack.enter_context(sessions.pair())
             if crew:
                 stack.enter_context(crew.watching(destination, source))
+            watched = stack.enter_context(
+                way.watched(
+                    definition.key, source, destination, say, lost, looks=not sessions.alone
+                )
+            )
             progress = functools.partial(console.progress, definition.key)
             one = Attempt(definition, source, destination, result, say, progress)
             with stopped_in_order(source, destination):
-                _run(one, wanted, after, crew)
+                _run(one, wanted, after, crew, watched)
 
     try:
-        with_retries(attempt, lambda why: say(f"{why}; connecting again", event="retry"))
+        with_retries(
+            lambda: way.making_way(attempt),
+            lambda why: say(f"{why}; connecting again", event="retry"),
+        )
     except psycopg.Error as error:
         result.error = DatabaseError(
             f"{definition.key}: {first_line(error)}",
@@ -81,31 +89,43 @@ def load(
     return result
 
 
-def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | None) -> None:
+def _run(
+    attempt: Attempt,
+    wanted: Wanted,
+    after: After | None,
+    crew: Crew | None,
+    watched: way.Watched,
+) -> None:
     """Read onward from the stored position, or what is wanted instead; store how far that is."""
     definition, destination, result = attempt.definition, attempt.destination, attempt.result
     stored = _locked_state(attempt)
     old_key = stored.binding.reading.keys if stored.binding else ()
     reader = reader_of(definition, attempt.source)
     with reader.opened(stored, destination) as table:
+        definition = keyed(definition, table)
+        attempt = attempt._replace(definition=definition)
         if not wanted.full_refresh:
             worth.refuse_elsewhere(attempt, stored, reader)
         raw = raw_table.prepare(destination, definition.destination, table, attempt.say)
         oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
         binding = Binding(reader.found, oid, reader.reading())
-        if wanted == NEW:
+        reread = False
+        if not wanted.full_refresh and not wanted.span:
             stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-            if found is Worth.SWEEP:
-                wanted = wanted._replace(sweep=True)
-            if found is Worth.REREAD and definition.destination.deletes != "ignore":
-                from exporter.load.deletes import reconcile  # noqa: PLC0415
+            wanted = wanted._replace(sweep=wanted.sweep or found is Worth.SWEEP)
+            reread = found is Worth.REREAD and definition.destination.deletes != "ignore"
+        shared = bool(crew and crew.shares)
+        plan = reader.plan(stored, raw, wanted, empty=empty, shared=shared)
+        if reread or plan.reconciles:
+            from exporter.load.deletes import reconcile  # noqa: PLC0415
 
-                after = after or reconcile(MOST_DELETES)
-        plan = reader.plan(stored, raw, wanted, empty=empty)
+            after = after or reconcile(MOST_DELETES)
         if plan.blocks is None and crew and crew.ranges_only:
             from exporter.load.ranges import NotByRanges  # noqa: PLC0415  a cluster has it already
 
             raise NotByRanges
+        if wanted.sweep or not plan.goes_on:
+            watched.begins_anew()
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
@@ -117,6 +137,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             land_blocks(transfer, plan.blocks, crew)
             raw_table.ensure_key(destination, raw)
         transfer.land(reader.batches(plan))
+        _tell_swept(attempt, plan)
         final = reader.finished()
         if not wanted.span:
             final = final._replace(binding=binding)
@@ -126,6 +147,7 @@ def _run(attempt: Attempt, wanted: Wanted, after: After | None, crew: Crew | Non
             transfer.store(final._replace(exported_at=stamp), "ok")
         reader.confirm(final)
         if after:
+            watched.begins_anew()
             after(transfer, table)
 
 
@@ -152,6 +174,13 @@ def _locked_state(attempt: Attempt) -> State:
     return stored
 
 
+def _tell_swept(attempt: Attempt, plan: Plan) -> None:
+    found = attempt.result.totals.rows_swept
+    if found:
+        rows = f"{found:,} rows that the cursor had passed over"
+        attempt.say(f"the sweep found {rows}: {plan.passed_over}")
+
+
 def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
     """Tell what will be read and why: with ``-v``, and where the source hides something."""
     say, horizon = attempt.say, plan.horizon
@@ -159,10 +188,16 @@ def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
         if plan.unseen:
             say(plan.unseen)
         safe = plan.bound.value if plan.bound else None
-        say(
+        by_cursor = (
             f"reads from {stored.watermark or 'the start'}, has landed up to"
             f" {stored.cursor or 'nothing yet'}; transactions are open since {horizon.oldest_open},"
-            f" the next load reads from {safe or 'the start'} on",
+            f" the next load reads from {safe or 'the start'} on"
+        )
+        by_transaction = f"reads what transaction {stored.cursor} and later ones wrote"
+        if stored.cursor is None:
+            by_transaction = "reads everything"
+        say(
+            by_cursor if plan.order else by_transaction,
             "debug",
             "window",
             cursor=stored.cursor,

@@ -183,7 +183,12 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
 
     Raises DatabaseError where that one is over, or on another server.
     """
-    source.execute("begin isolation level repeatable read read only")
+    # Locked first: if the other session is still there afterwards, its own lock has been held until
+    # this one was, and nobody has written the table anew, which would look empty to the snapshot.
+    begin = sql.SQL(
+        "begin isolation level repeatable read read only; lock table {} in access share mode"
+    )
+    source.execute(begin.format(first.blocks.table.declared.name))
     try:
         source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):

@@ -9,6 +9,7 @@ import psycopg
 
 from exporter.config import Definition
 from exporter.errors import DatabaseError
+from exporter.load import way
 from exporter.load.threads import Team
 from exporter.source.catalog import blocks_of
 from exporter.state import Result
@@ -43,7 +44,8 @@ def side_by_side(
         shared = shared_keys(chosen, blocks)
         yield from Cluster(scheduler, console, jobs, max_connections).load_all(chosen, load, shared)
         return
-    jobs = jobs or 1
-    yield from Team(min(jobs, max_connections or jobs)).run(
+    jobs, most = jobs or 1, way.at_work(max_connections)
+    alone = most is not None and most == max_connections
+    yield from Team(min(jobs, most or jobs), alone=alone).run(
         chosen, lambda definition, sessions, crew: load(definition, console, sessions, crew=crew)
     )

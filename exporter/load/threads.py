@@ -15,6 +15,7 @@ from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load import ranges
 from exporter.load.ranges import Crew, FirstLoad, Tally
+from exporter.load.way import watched
 from exporter.source import Range
 from exporter.state import Result
 from exporter.wire import Connection, Sessions, Stopped, cancel
@@ -25,8 +26,9 @@ class Team(Crew):
 
     shares = True
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, alone: bool = False) -> None:
         self._size = size
+        self._alone = alone  # nobody else may have a session
         self._waiting: deque[Definition] = deque()
         self._shared: list[_SharedLoad] = []
         self._unfinished = 0
@@ -48,7 +50,7 @@ class Team(Crew):
         done: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
 
         def work() -> None:
-            with Sessions() as sessions:
+            with Sessions(alone=self._alone) as sessions:
                 while (job := self._next_job()) is not None:
                     if isinstance(job, _SharedLoad):
                         self._help(job, sessions)
@@ -149,6 +151,7 @@ class Team(Crew):
             with (
                 sessions.pair() as (destination, source),
                 self.watching(destination, source),
+                watched(shared.first.raw.target.key, source, destination, looks=not self._alone),
                 ranges.shared_snapshot(source, shared.first),
             ):
                 shared.land(source, destination)

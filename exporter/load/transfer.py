@@ -22,6 +22,7 @@ from exporter.wire import Block, Connection, ReadAhead, copy_out, one_batch
 
 # What is done when the rows have landed, under the same lock and in the same snapshot.
 After = Callable[["Transfer", Table], None]
+_LOCK = sql.SQL("lock table {} in row exclusive mode")
 
 
 class Attempt(NamedTuple):
@@ -67,6 +68,8 @@ class Transfer:
                     # On disk by the commit that ends the load: a server that crashes before loses
                     # the position together with the rows, and they are read again.
                     destination.execute("set local synchronous_commit = off")
+                    if plan.lands is Lands.WHOLE:  # to wait later would lose all that was read
+                        destination.execute(_LOCK.format(self.raw.name))
                     for part in batch.parts:
                         # No reader gives them yet: passed over, they would be lost in silence.
                         if part.key != self.raw.target.key or part.gone:
@@ -74,10 +77,13 @@ class Transfer:
                                 "rows of another table, or keys that are gone"
                             )
                         rows, size = staging.fill(self._counted(part.present), number)
+                        # What the sweep reads, this load may have landed: it shares no key with it.
+                        since = None if part.swept else self._stamp
                         written, gone = staging.apply(
-                            plan.lands, stamp, number, plan.order, since=self._stamp
+                            plan.lands, stamp, number, plan.order, since=since
                         )
                         totals.add(rows, written, size)
+                        totals.rows_swept += written if part.swept else 0
                         if plan.lands is Lands.WHOLE:
                             lost = gone if self.raw.key else before - written
                             refuse_more(self.raw.target.key, lost, before, plan.max_deletes, again)

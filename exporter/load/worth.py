@@ -44,7 +44,7 @@ def settle(
             f" exporter state adopt {key} goes on from the position as it is",
         )
     if judgement.worth in (Worth.ONWARD, Worth.SWEEP):
-        bound = stored.binding if stored.cursor or stored.next_block else now
+        bound = stored.binding if stored.cursor or stored.is_first else now
         return stored._replace(binding=bound), judgement.worth
     # Where deletes follow, a load that is killed before them has to begin again.
     ignores = attempt.definition.destination.deletes == "ignore"
@@ -54,7 +54,7 @@ def settle(
 
 
 def _judged(stored: State, reader: Reader, now: Binding, *, empty: bool) -> Judgement:
-    if stored.cursor is None and not stored.next_block:
+    if stored.cursor is None and not stored.is_first:
         return Judgement(Worth.ONWARD)  # nothing has landed yet
     # A state of an earlier version says nothing of its tables: it is taken to describe these.
     judgement = judge(stored.binding or now, now, raw_is_empty=empty)

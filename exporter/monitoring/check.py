@@ -20,7 +20,7 @@ from exporter.errors import ExporterError
 from exporter.monitoring import grants
 from exporter.raw import DELETED, STAMP
 from exporter.raw.drift import plan
-from exporter.source import Table, describe, find_table
+from exporter.source import Table, describe, find_table, megabytes
 from exporter.source.catalog import indexes, quoted, relation_columns
 from exporter.wire import Connection, connect, first_line
 
@@ -234,8 +234,15 @@ def _keys(core: Connection, definition: Definition, table: Table, name: str) -> 
 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
-    key, cursor = definition.key, definition.source.cursor
-    order = (cursor.field, cursor.id_field) if cursor.id_field else (cursor.field,)
+    key, order = definition.key, definition.source.order
+    if definition.source.read == "scan":
+        return
+    if not order:
+        if table.size > definition.source.scan_below:
+            message = f"no cursor: every load reads {megabytes(table.size)}"
+            advice = "exporter.source.cursor: a column that grows with every change, with an index"
+            yield Finding("warn", key, "index", message, (advice,))
+        return
     columns = ", ".join(quoted(core, column) for column in order)
     if table.kind not in ("r", "p", "m"):
         yield Finding("ok", key, "index", f"on ({columns}) depends on what {name} reads")

@@ -17,6 +17,7 @@ METRICS = {
     "exporter_load_duration_seconds": "How long the last load took.",
     "exporter_load_rows_read": "Rows that the last load read at the source.",
     "exporter_load_rows_written": "Rows that the last load changed in raw.",
+    "exporter_load_rows_swept": "Rows of them that the cursor had passed over.",
     "exporter_load_bytes": "Bytes that the last load read.",
     "exporter_load_status": "1 for the status of the last load: " + ", ".join(STATUSES) + ".",
 }
@@ -63,6 +64,7 @@ def _updated(samples: Samples, results: list[Result], now: float) -> Samples:
             round(result.seconds, 3),
             totals.rows_read,
             totals.rows_written,
+            totals.rows_swept,
             totals.bytes,
         )
         for name, value in zip(METRICS, values, strict=False):

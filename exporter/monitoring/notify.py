@@ -167,9 +167,10 @@ def reason(error: Exception) -> str:
 def _line(result: Result) -> str:
     totals = result.totals
     deleted = f", {totals.rows_deleted:,} deleted" if totals.rows_deleted else ""
+    swept = f" ({totals.rows_swept:,} by the sweep)" if totals.rows_swept else ""
     return (
         f"• *{_escaped(result.key)}* {result.status}: {totals.rows_read:,} rows read,"
-        f" {totals.rows_written:,} written{deleted}, {totals.bytes / 1e6:,.1f} MB"
+        f" {totals.rows_written:,} written{swept}{deleted}, {totals.bytes / 1e6:,.1f} MB"
         f" in {result.seconds:.1f} s"
     )
 

@@ -20,6 +20,7 @@ from exporter.config import Definition
 from exporter.errors import ExporterError
 from exporter.source import Table, find_table, window
 from exporter.source.catalog import indexes, planned_rows
+from exporter.source.snapshot import changed_since
 from exporter.state import State
 from exporter.wire import Connection, connect, first_line
 
@@ -40,10 +41,16 @@ _LANDED = sql.SQL(
     "select started_at, clock_timestamp() - started_at from {}"
     " where key = %s and rows_written > 0 order by id desc limit 1"
 )
+# By name: the table of an earlier version lacks the column.
+_SWEPT = sql.SQL(
+    "select coalesce(sum((to_jsonb(r)->>'rows_swept')::bigint), 0)::bigint from {} r"
+    " where key = %s and started_at > clock_timestamp() - interval '7 days'"
+)
 # What --json gives of a run, beside how it ended.
 _FACTS = (
     *("command", "started_at", "finished_at", "seconds"),
-    *("rows_read", "rows_written", "rows_unchanged", "rows_deleted", "batches", "bytes", "error"),
+    *("rows_read", "rows_written", "rows_unchanged", "rows_deleted", "rows_swept"),
+    *("batches", "bytes", "error"),
 )
 
 
@@ -70,6 +77,7 @@ class Status(NamedTuple):
     landed_at: datetime | None
     age: timedelta | None
     behind: Behind | None
+    swept: int  # rows of seven days that the cursor had passed over
 
     @property
     def rows_per_second(self) -> float | None:
@@ -96,6 +104,7 @@ class Status(NamedTuple):
             "freshness": self.freshness,
             "landed_at": self.landed_at,
             "holder": self.holder,
+            "rows_swept_in_7_days": self.swept,
         }
 
 
@@ -150,13 +159,14 @@ def _status(
     known: bool,
     say: Callable[[str], None],
 ) -> Status:
-    run, stored, landed, holder = None, State(), None, None
+    run, stored, landed, holder, swept = None, State(), None, None, None
     if known:
         holder = state.holder(destination, definition.destination)
         stored = state.read(destination, definition.destination)
         cursor = destination.cursor(row_factory=dict_row)
         run = cursor.execute(_LAST.format(state.RUNS), (definition.key,)).fetchone()
         landed = destination.execute(_LANDED.format(state.RUNS), (definition.key,)).fetchone()
+        swept = destination.execute(_SWEPT.format(state.RUNS), (definition.key,)).fetchone()
     behind = None
     if source is not None:
         try:
@@ -174,6 +184,7 @@ def _status(
         landed_at=landed[0] if landed else None,
         age=landed[1] if landed else None,
         behind=behind,
+        swept=swept[0] if swept else 0,
     )
 
 
@@ -186,26 +197,29 @@ def _ended(run: dict[str, Any], alive: bool) -> str:
 # -- the source
 
 
-def _behind(source: Connection, definition: Definition, stored: State) -> Behind:
+def _behind(source: Connection, definition: Definition, stored: State) -> Behind | None:
     with source.transaction():
         source.execute(f"set transaction read only; set local statement_timeout = {_PATIENCE}")
         table = find_table(source, definition.source)
-        cursor, id_column = window.cursor_columns(definition.source, table)
-        if stored.next_block:  # a first load that is under way
-            left = max(0.0, 1 - stored.next_block / max(1, table.blocks))
+        if stored.is_first:  # a first load that is under way
+            left = max(0.0, 1 - (stored.next_block or 0) / max(1, table.blocks))
             return Behind(round(max(table.rows, 0) * left), True, None)
+        if definition.source.cursor is None or definition.source.read == "scan":
+            return _behind_scan(source, definition, table, stored)
+        cursor, id_column = window.cursor_columns(definition.source, table)
         indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))
         where: sql.Composable = sql.SQL("true")
         if stored.cursor:
             view = window.Window(definition.source, cursor, id_column, append=False)
             where = view.after(stored.cursor)
         small = table.kind in ("r", "m") and table.blocks <= _SMALL
-        rows = _count(source, definition, table, where, indexed or small or not stored.cursor)
+        cheap, by_index = indexed or small or not stored.cursor, stored.cursor is not None
+        rows = _count(source, definition, table, where, cheap, indexed=by_index)
         if rows == 0:
             return Behind(0, False, 0.0)
         seconds = None
         if stored.cursor and indexed and window.is_time(cursor):
-            seconds = _seconds(source, definition, stored.cursor.value)
+            seconds = _seconds(source, definition, cursor.name, stored.cursor.value)
         if rows is not None and rows <= COUNTED:
             return Behind(rows, False, seconds)
         query = sql.SQL("select from {} where {}").format(definition.source.name, where)
@@ -213,8 +227,27 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
         return Behind(planned if planned > 1 else 0, True, seconds)  # it never says 0
 
 
+def _behind_scan(
+    source: Connection, definition: Definition, table: Table, stored: State
+) -> Behind | None:
+    """Count what the next scan is going to read; None where that takes too long."""
+    where: sql.Composable = sql.SQL("true")
+    if stored.cursor and stored.snapshot_xmin:
+        where = changed_since(str(int(stored.snapshot_xmin) % 2**32))
+    rows = _count(source, definition, table, where, True)
+    if rows is not None and rows > COUNTED and not stored.cursor:
+        rows = round(max(table.rows, rows))
+    return None if rows is None else Behind(rows, rows > COUNTED, 0.0 if rows == 0 else None)
+
+
 def _count(
-    source: Connection, definition: Definition, table: Table, where: sql.Composable, cheap: bool
+    source: Connection,
+    definition: Definition,
+    table: Table,
+    where: sql.Composable,
+    cheap: bool,
+    *,
+    indexed: bool = False,
 ) -> int | None:
     """Count rows, up to one more than the limit; None where that would read the whole table."""
     if not cheap or table.kind not in ("r", "p", "m"):
@@ -223,7 +256,7 @@ def _count(
         with source.transaction():
             # A bitmap scan would find every matching row before it counts the first one.
             source.execute("set local enable_bitmapscan = off")
-            if where != sql.SQL("true"):
+            if indexed:
                 source.execute("set local enable_seqscan = off")
             some = sql.SQL("select from {} where {} limit {}").format(
                 definition.source.name, where, COUNTED + 1
@@ -236,14 +269,16 @@ def _count(
     return int(row[0]) if row else None
 
 
-def _seconds(source: Connection, definition: Definition, position: str) -> float | None:
+def _seconds(
+    source: Connection, definition: Definition, cursor: str, position: str
+) -> float | None:
     """Return how much later than the position the newest cursor value is."""
     row = source.execute(
         sql.SQL(
             "select extract(epoch from max({0})::timestamptz - {1}::timestamptz)::float8 from {2}"
             " where isfinite({0}) and isfinite({1}::timestamptz)"
         ).format(
-            sql.Identifier(definition.source.cursor.field),
+            sql.Identifier(cursor),
             sql.Literal(position),
             definition.source.name,
         )

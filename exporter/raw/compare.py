@@ -91,7 +91,7 @@ def sums(
 def _parts(comparison: Comparison) -> list[tuple[sql.Composable, int]]:
     """Return the conditions of the source's statements, and how many bytes each reads."""
     blocks = comparison.table.blocks
-    if not comparison.table.in_blocks:
+    if not comparison.table.in_blocks or len(comparison.table.heaps) != 1:
         return [(TRUE, blocks * _BLOCK)]
     parts: list[tuple[sql.Composable, int]] = []
     for begin in range(0, max(blocks, 1), _SLICE):

@@ -106,7 +106,8 @@ class Staging:
             refuse_rounded(destination, raw, batch)
             counts = [
                 destination.execute(statement).rowcount
-                for statement in landing(raw, lands, stamp, order, late=self._late)
+                # Without an order, any of them may be beyond the position or not.
+                for statement in landing(raw, lands, stamp, order, late=self._late or not order)
             ]
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             destination.execute("rollback to staged")

@@ -140,12 +140,10 @@ def comparison(
                 f"{target.key}: {target} has no column {name}, which is one of conflict_columns",
                 hint=load,
             )
-    named = target.conflict_columns or tuple(
-        name for name in (declared.cursor.field, declared.cursor.id_field) if name in pairs
-    )
+    named = target.conflict_columns or tuple(name for name in declared.order if name in pairs)
     read = raw = TRUE
-    if declared.cursor.nulls == "skip":
-        read = sql.SQL("{} is not null").format(sql.Identifier(declared.cursor.field))
+    if declared.skipped:
+        read = sql.SQL("{} is not null").format(sql.Identifier(declared.skipped))
     if target.deletes == "mark" and DELETED in existing:
         raw = sql.SQL("{} is null").format(sql.Identifier(DELETED))
     encodings = {one.info.parameter_status("server_encoding") for one in (source, destination)}

@@ -126,7 +126,7 @@ def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
 def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed:
     """Return the statement for rows beyond the stored position: one look-up each."""
     differs = _differs(raw, "excluded", "d")
-    if raw.exact and order[0] in raw.columns:
+    if raw.exact and order and order[0] in raw.columns:
         # Most of these rows have another cursor value, which costs less to find out.
         cursor = sql.Identifier(order[0].name)
         differs = sql.SQL("excluded.{0} is distinct from d.{0} or {1}").format(cursor, differs)

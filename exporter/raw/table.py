@@ -118,7 +118,7 @@ def plan(
     unique = any(key <= conflict for key in table.unique_keys)
     not_null = all(column.not_null for column in table.landed if column.name in conflict)
     require(table, "conflict_columns", target.conflict_columns)
-    _refuse_own_names(target, table)
+    refuse_own_names(target, table)
     existing = relation_columns(destination, target.schema, target.table)
     marked = target.deletes == "mark"
     if existing is None:
@@ -164,7 +164,7 @@ def plan(
     return Preparation(raw, None, changes, notices, found.remembered)
 
 
-def _refuse_own_names(target: Destination, table: Table) -> None:
+def refuse_own_names(target: Destination, table: Table) -> None:
     """Raise SourceError for a column of a name that raw, or the rows on their way, need."""
     needed = {STAMP: "raw", BEYOND.name: "staging"}
     if target.deletes == "mark":

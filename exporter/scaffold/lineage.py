@@ -93,10 +93,10 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
     """Return a source like dbt's own; a column's description is that of raw, else its comment."""
     definition = origin.definition
     described = {column: entry["description"] for column, entry in raw["columns"].items()}
-    cursor = definition.source.cursor
-    order = ", ".join(f"`{column}`" for column in (cursor.field, cursor.id_field) if column)
+    order = ", ".join(f"`{column}`" for column in definition.source.order)
+    how = f"in the order of {order}" if order else "by the transactions of its rows"
     reading = (
-        f"`exporter load {definition.key}` reads it in the order of {order}, and lands it in"
+        f"`exporter load {definition.key}` reads it {how}, and lands it in"
         f" `{definition.destination}`."
     )
     columns: dict[str, Any] = {

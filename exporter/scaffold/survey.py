@@ -9,7 +9,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config.definition import snake_case
+from exporter.config.keys import snake_case
 from exporter.errors import SourceError, nearest
 from exporter.source import Column, window
 from exporter.source.catalog import Index, columns_of, indexes, planned_rows
@@ -19,7 +19,8 @@ _PATIENCE = 2000  # milliseconds that one question may take
 _COUNTED = 1000  # rows
 # Not the parts of a partitioned table, and not what an extension keeps for itself.
 _RELATIONS = """
-select c.oid, n.nspname, c.relname, c.relkind::text, obj_description(c.oid, 'pg_class')
+select c.oid, n.nspname, c.relname, c.relkind::text, obj_description(c.oid, 'pg_class'),
+    c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid)
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition and c.relpersistence <> 't'
     and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
@@ -70,6 +71,7 @@ class Relation(NamedTuple):
     name: str
     kind: str  # pg_class.relkind
     comment: str | None
+    inherited: bool = False  # by tables that are no partitions: no key of its own holds for theirs
     columns: tuple[Column, ...] = ()
     facts: dict[str, Fact] | None = None
     indexes: tuple[Index, ...] = ()
@@ -78,8 +80,15 @@ class Relation(NamedTuple):
         return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
 
     @property
+    def can_be_scanned(self) -> bool:
+        """Whether its rows tell their transactions: those of views and foreign tables do not."""
+        return self.kind in ("r", "p", "m")
+
+    @property
     def key(self) -> tuple[str, ...]:
         """The columns that tell its rows apart; none where the catalog knows none."""
+        if self.inherited:
+            return ()
         required = {column.name for column in self.columns if column.not_null}
         keys = (i.columns for i in self.indexes if i.unique and required.issuperset(i.columns))
         return next(keys, ())
@@ -162,6 +171,20 @@ def cursors(relation: Relation) -> Cursors:
     names = tuple(dict.fromkeys([*perhaps, *counted, *created]))
     sure = not perhaps and (len(counted) == 1 or (not counted and len(created) == 1))
     return Cursors(names or (*times, *numbers), sure)
+
+
+def hint(source: Connection, relation: Relation) -> str | None:
+    """Return the cursor of a table that needs none: no doubt about it, an index, and no nulls.
+
+    A log has none: its transactions tell its rows, which no clock delays.
+    """
+    found = cursors(relation)
+    indexed = {index.columns[0] for index in relation.indexes}
+    if not relation.key or not found.sure or found.names[0] not in indexed:
+        return None
+    name = found.names[0]
+    good = grows_with_changes(relation, name) and not has_nulls(source, relation, name)
+    return name if good else None
 
 
 def may_be_cursor(column: Column) -> bool:

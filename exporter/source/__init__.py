@@ -5,11 +5,12 @@ A definition and a stored position come in; a plan and batches of rows go out.
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, Range, select
-from exporter.source.catalog import Column, Table, find_table, look_further
-from exporter.source.cursor import CursorReader, describe
-from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted
+from exporter.source.catalog import Column, Table, find_table, keyed, look_further, require
+from exporter.source.cursor import CursorReader
+from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted, megabytes
+from exporter.source.scan import ScanReader
 from exporter.source.snapshot import Horizon
-from exporter.source.window import Span
+from exporter.source.window import Span, cursor_columns, is_scanned
 from exporter.wire import Connection
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
     "Wanted",
     "describe",
     "find_table",
+    "keyed",
     "look_further",
+    "megabytes",
     "reader_of",
     "select",
 ]
@@ -37,4 +40,25 @@ __all__ = [
 
 def reader_of(definition: Definition, source: Connection) -> Reader:
     """Return the way of reading that a definition asks for."""
-    return CursorReader(source, definition)
+    cursor = definition.source.cursor
+    if cursor is None or definition.source.read == "scan":
+        return ScanReader(source, definition)
+    return CursorReader(source, definition, cursor)
+
+
+def describe(definition: Definition, table: Table) -> str:
+    """Return by what the table is read, for people. Raises SourceError where it cannot be."""
+    declared = definition.source
+    require(table, "conflict_columns", definition.destination.conflict_columns)
+    size = megabytes(table.size)
+    if declared.cursor is None or declared.read == "scan":
+        return f"by scan of {size} a load"
+    cursor = cursor_columns(declared, table)[0].name
+    if definition.destination.mode == "append" or not table.has_xmin:
+        return f"by {cursor}"
+    if is_scanned(declared, table):
+        return f"by {cursor}, and by scan of {size} a load"
+    if not declared.sweep:
+        return f"by {cursor}, with no sweep"
+    within = str(declared.sweep).removesuffix(", 0:00:00")
+    return f"by {cursor}, with a sweep of its {size} within {within}"

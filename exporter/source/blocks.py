@@ -1,4 +1,4 @@
-"""Ranges of a table's blocks: the first load of a table, read in parts that end in their order."""
+"""Ranges of a table's blocks: what is read in parts that end in their order."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 from psycopg import sql
 
 from exporter.source.catalog import Column, Table
-from exporter.source.snapshot import TRUE, changed_since
+from exporter.source.snapshot import TRUE
 
 STAGED = "text, through staging"
 MOST = 2048  # blocks of a range: 16 MB of the source's pages
 
 
 class Range(NamedTuple):
-    """Blocks of the source's table, the end excluded. What is landed in one transaction."""
+    """Blocks of a table, the end excluded. What is landed in one transaction."""
 
     number: int
     first: int
@@ -23,39 +23,44 @@ class Range(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """The blocks of a table from ``begin`` to ``end``, in ranges of ``step``.
+    """The blocks of a table from ``begin`` on, in ranges of at most ``step``.
 
+    The blocks of several heaps are numbered one heap after the other; a range is of one of them.
     ``direct``: rows go into raw itself, which cannot have them yet, in binary and with their stamp;
-    else they are upserted. Rows of the transaction ``since`` or a later one are left for later.
+    else they are upserted. Only rows that meet the condition ``where`` are read.
     """
 
     table: Table
     columns: tuple[Column, ...]
     direct: bool
     begin: int
-    end: int
     step: int
-    since: str | None
+    where: sql.Composable = TRUE
 
     def ranges(self) -> Iterator[Range]:
         """Yield what is to be landed, in the order of landing."""
-        for number, first in enumerate(range(self.begin, self.end, self.step)):
-            yield Range(number, first, first + self.step)
+        number = place = 0
+        for heap in self.table.heaps:
+            end = place + heap.blocks
+            for first in range(max(place, self.begin), end, self.step):
+                yield Range(number, first, min(first + self.step, end))
+                number += 1
+            place = end
+
+    @property
+    def end(self) -> int:
+        """The block to go on from when all of it has landed."""
+        return max(self.begin, self.table.blocks)
 
     @property
     def first(self) -> Range:
         """The first range: the queries of the others differ in their blocks alone."""
-        return Range(0, self.begin, self.begin + self.step)
+        return next(self.ranges(), Range(0, self.begin, self.begin))
 
     @property
     def total(self) -> int:
         """The number of ranges."""
-        return len(range(self.begin, self.end, self.step))
-
-    @property
-    def last(self) -> int:
-        """The block to go on from when all of it has landed."""
-        return self.begin + self.total * self.step
+        return sum(1 for _ in self.ranges())
 
     @property
     def how(self) -> str:
@@ -65,15 +70,32 @@ class Blocks(NamedTuple):
 
     def query(self, part: Range, stamp: str) -> sql.Composable:
         """Return the query for a range's rows; the stamp is part of a row that goes into raw."""
-        where: sql.Composable = sql.SQL("ctid >= '({},0)'::tid and ctid < '({},0)'::tid").format(
-            sql.Literal(part.first), sql.Literal(part.end)
-        )
-        if self.since is not None:
-            where += sql.SQL(" and not {}").format(changed_since(self.since))
         last: sql.Composable = TRUE
         if self.direct:
             last = sql.SQL("{}::timestamptz").format(sql.Literal(stamp))
-        return select(self.table, self.columns, where, last)
+        return select_blocks(self.table, self.columns, part.first, part.end, self.where, last)
+
+
+def select_blocks(
+    table: Table,
+    columns: tuple[Column, ...],
+    first: int,
+    end: int,
+    where: sql.Composable,
+    last: sql.Composable = TRUE,
+) -> sql.Composable:
+    """Return the query for rows of these blocks, which are of one heap."""
+    place = 0
+    for heap in table.heaps:
+        if first < place + heap.blocks or heap is table.heaps[-1]:
+            break
+        place += heap.blocks
+    inside = sql.SQL("ctid >= '({},0)'::tid and ctid < '({},0)'::tid and {}").format(
+        sql.Literal(first - place), sql.Literal(end - place), where
+    )
+    # Called as the table is: an expression of the definition may name it.
+    name = sql.SQL("only {} as {}").format(heap.identifier, sql.Identifier(table.declared.table))
+    return select(table, columns, inside, last, name)
 
 
 def step_of(table: Table, batch_rows: int) -> int:
@@ -88,13 +110,17 @@ def select(
     columns: tuple[Column, ...],
     where: sql.Composable,
     last: sql.Composable = TRUE,
+    name: sql.Composable | None = None,
 ) -> sql.Composable:
-    """Return the query for rows of a table: these columns, and ``last`` behind them."""
+    """Return the query for rows of a table: these columns, and ``last`` behind them.
+
+    ``name`` is another one than the table's, for a part of its rows.
+    """
     declared = table.declared
     chosen = [*(column.selected for column in columns), last]
-    if declared.cursor.nulls == "skip":
-        field = sql.Identifier(declared.cursor.field)
+    if declared.skipped:
+        field = sql.Identifier(declared.skipped)
         where = sql.SQL("{} and {} is not null").format(where, field)
     return sql.SQL("select {} from {} where {}").format(
-        sql.SQL(", ").join(chosen), declared.name, where
+        sql.SQL(", ").join(chosen), name or declared.name, where
     )

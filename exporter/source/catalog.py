@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
-from exporter.config import SourceTable
+from exporter.config import Definition, SourceTable
 from exporter.errors import SourceError, nearest
 from exporter.source import types as raw_types
 from exporter.wire import Connection
+
+BLOCK = 8192  # bytes
 
 
 class Column(NamedTuple):
@@ -40,6 +43,22 @@ class Column(NamedTuple):
         return name if self.type == wanted else sql.SQL("{}::{}").format(name, sql.SQL(wanted))
 
 
+class Heap(NamedTuple):
+    """What holds rows: a table itself, a partition, a materialized view."""
+
+    oid: int
+    schema: str
+    name: str
+    blocks: int
+    file: str  # changes when it is rewritten
+    kind: str  # pg_class.relkind
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Its qualified name."""
+        return sql.Identifier(self.schema, self.name)
+
+
 class Table(NamedTuple):
     """A table of the source, as it stands in the transaction that reads it."""
 
@@ -48,16 +67,37 @@ class Table(NamedTuple):
     kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
     columns: tuple[Column, ...]
     computed: tuple[Column, ...]  # of the definition's expressions
-    blocks: int
     rows: float  # the planner's estimate; below 0 where it has none
-    file: str  # changes when the table is rewritten
     has_xmin: bool  # the rows of foreign tables and of views carry none
-    in_blocks: bool  # one heap, and a server (from 14 on) that reads a range of it without the rest
+    buffers: int  # blocks of the server's shared_buffers
+    in_blocks: bool  # a server (from 14 on) that reads a range of its heaps without the rest
     unique_keys: tuple[frozenset[str], ...]
+    primary_key: tuple[str, ...] = ()
+    heaps: tuple[Heap, ...] = ()  # in the order of their oids
     partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
     indexed: frozenset[str] = frozenset()  # columns in whose order an index can be read
     hides_rows: bool = False  # from this role, by row security
     elsewhere: str = ""  # whose transactions write it, where they cannot be seen here
+
+    @property
+    def blocks(self) -> int:
+        """The blocks of all its heaps."""
+        return sum(heap.blocks for heap in self.heaps)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all its heaps."""
+        return self.blocks * BLOCK
+
+    @property
+    def file(self) -> str:
+        """What changes when a heap is rewritten, or the blocks of one get another number."""
+        if len(self.heaps) == 1:
+            return self.heaps[0].file
+        places = itertools.accumulate((heap.blocks for heap in self.heaps), initial=0)
+        return ", ".join(
+            f"{heap.file}@{place}" for heap, place in zip(self.heaps, places, strict=False)
+        )
 
     def column(self, name: str) -> Column:
         """Return the column of that name. Raises KeyError."""
@@ -72,14 +112,32 @@ class Table(NamedTuple):
 
 
 _RELATION = """
+with recursive rel as materialized (
+    select c.* from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
+),
+part (oid, above) as (
+    select oid, false from rel
+    union
+    select i.inhrelid, true from part p join pg_inherits i on i.inhparent = p.oid
+    where (select relhassubclass from rel)
+)
 select c.oid, c.relkind::text, c.reltuples,
-    coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
-    pg_relation_filenode(c.oid)::text,
-    c.relkind in ('r', 'm') and not c.relhassubclass
-        and current_setting('server_version_num')::int >= 140000,
-    c.relkind in ('r', 'm') or (c.relkind = 'p' and not exists (
-        select from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid
-        where l.relkind = 'f')),
+    current_setting('server_version_num')::int >= 140000,
+    pg_size_bytes(current_setting('shared_buffers')) / current_setting('block_size')::int,
+    coalesce((
+        select json_agg(json_build_array(h.oid::bigint, n.nspname, h.relname,
+            case when h.relkind in ('r', 'm')
+                then pg_relation_size(h.oid) / current_setting('block_size')::int else 0 end,
+            coalesce(pg_relation_filenode(h.oid)::text, ''), h.relkind) order by h.oid)
+        from part p join pg_class h on h.oid = p.oid join pg_namespace n on n.oid = h.relnamespace
+        where h.relkind not in ('p', 'v')
+    ), '[]'),
+    array(
+        select a.attname::text from pg_index i
+        cross join lateral unnest(i.indkey::int2[]) with ordinality k (attnum, place)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+        where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts order by k.place),
     coalesce((
         select json_agg(k.names) from (
             select array_agg(a.attname) as names
@@ -90,13 +148,7 @@ select c.oid, c.relkind::text, c.reltuples,
                 and i.indpred is null and i.indexprs is null
             group by i.indexrelid
         ) k), '[]'),
-    case when c.relhassubclass then array(
-        with recursive part (oid) as (
-            select inhrelid from pg_inherits where inhparent = c.oid
-            union all
-            select i.inhrelid from part p join pg_inherits i on i.inhparent = p.oid
-        )
-        select oid::bigint from part order by oid) else '{}' end,
+    array(select oid::bigint from part where above order by oid),
     array(
         select a.attname::text from pg_index i join pg_class x on x.oid = i.indexrelid
         join pg_am m on m.oid = x.relam and m.amname = 'btree'
@@ -108,8 +160,7 @@ select c.oid, c.relkind::text, c.reltuples,
         when exists (select from pg_subscription_rel where srrelid = c.oid)
         then 'filled by logical replication' else '' end,
     row_security_active(c.oid)
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
+from rel c
 """
 # Every type is taken apart to what it is made of: domain to base, array to element.
 _COLUMNS = """
@@ -157,21 +208,24 @@ def find_table(
     found = source.execute(_RELATION, (declared.schema, declared.table)).fetchone()
     if found is None:
         raise _missing_table(source, declared)
-    oid, kind, rows, blocks, file, in_blocks, has_xmin, *more = found
+    oid, kind, rows, ranges, buffers, found_heaps, primary_key, *more = found
     keys, partitions, indexed, elsewhere, hides_rows = more
+    heaps = tuple(Heap(*heap) for heap in found_heaps)
+    has_xmin = kind != "v" and all(heap.kind in ("r", "m") for heap in heaps)
     table = Table(
         declared=declared,
         oid=oid,
         kind=kind,
         columns=_columns(source, destination, oid),
         computed=_computed(source, destination, declared),
-        blocks=blocks,
         rows=rows,
-        file=file or "",
         has_xmin=has_xmin,
-        in_blocks=in_blocks,
+        buffers=buffers,
+        in_blocks=has_xmin and ranges,
         # An index of a table does not cover the tables that inherit from it.
         unique_keys=() if kind == "r" and partitions else tuple(map(frozenset, keys)),
+        primary_key=tuple(primary_key),
+        heaps=heaps,
         partitions=tuple(partitions),
         indexed=frozenset(indexed),
         elsewhere=elsewhere,
@@ -192,9 +246,7 @@ def look_further(source: Connection, table: Table) -> None:
     pg_catalog, those of text would be taken for citext's, and compare in another order than the
     rows come in.
     """
-    cursor = table.declared.cursor
-    names = (cursor.field, cursor.id_field)
-    order = [column for column in table.columns if column.name in names]
+    order = [column for column in table.columns if column.name in table.declared.order]
     paths = [_schemas_of(source, [column.base for column in order])]
     if table.declared.expressions or table.kind == "v":
         paths.append(source.role_path.strip())
@@ -308,6 +360,31 @@ def refuse_hidden_rows(table: Table) -> None:
             " DATABASE_URL_CORE's role: they would be missing in raw, or be removed there",
             hint="ALTER ROLE … BYPASSRLS, for that role",
         )
+
+
+def keyed(definition: Definition, table: Table) -> Definition:
+    """Return the definition with the key that it leaves to the source. Raises SourceError."""
+    target, declared = definition.destination, table.declared
+    if target.mode == "append" or target.conflict_columns:
+        return definition
+    if not table.primary_key:
+        raise SourceError(
+            f"{declared.where}: {declared.schema}.{declared.table} has no primary key",
+            hint="exporter.conflict_columns: [columns that are unique], or exporter.mode: append"
+            " for a log",
+        )
+    keys = table.primary_key
+    left_out = [name for name in keys if not declared.lands(name)]
+    if left_out:
+        raise SourceError(
+            f"{declared.where}: exporter.source leaves out {', '.join(left_out)}, a column of the"
+            f" primary key of {declared.schema}.{declared.table}",
+            hint="exporter.conflict_columns: [columns that are unique]",
+        )
+    distribution = target.distribution_column or keys[0]
+    return definition._replace(
+        destination=target._replace(conflict_columns=keys, distribution_column=distribution)
+    )
 
 
 def require(table: Table, key: str, names: Iterable[str]) -> None:

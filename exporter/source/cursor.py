@@ -1,76 +1,60 @@
-"""Reading by the cursor: what is new, what may have come late, a span again, or everything."""
+"""Reading by the cursor: what is new, what may have come late, a span again, or everything.
+
+A table that is small, or has no index on the cursor, is also scanned for the rows of new
+transactions; a larger one is swept for them.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 
 from psycopg import sql
 
-from exporter.config import Definition
-from exporter.errors import SourceError
-from exporter.source.blocks import Blocks, select, step_of
-from exporter.source.catalog import Column, Table, find_table, refuse_hidden_rows, require
-from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
-from exporter.source.snapshot import (
-    TRUE,
-    Horizon,
-    changed_since,
-    found,
-    observe,
-    reading,
-    take_snapshot,
+from exporter.config import Cursor, Definition
+from exporter.errors import SourceError, UsageError
+from exporter.source import sweep
+from exporter.source.blocks import select
+from exporter.source.catalog import Column
+from exporter.source.reader import Batch, Lands, Plan, Target, Wanted
+from exporter.source.relation import BATCH_SIZE, RelationReader
+from exporter.source.snapshot import TRUE, changed_since
+from exporter.source.window import (
+    Span,
+    Window,
+    advice,
+    cursor_columns,
+    decide,
+    is_scanned,
+    newest_number,
 )
-from exporter.source.window import Span, Window, cursor_columns, decide, newest_number
-from exporter.state import Judgement, Position, Reading, Source, State, Worth
-from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, field, one_batch
-
-_SMALL = 1024  # blocks, 8 MB: not worth another way
-BATCH_SIZE = 2 * 1024 * 1024  # bytes of a batch, whatever batch_rows says: one is read meanwhile
+from exporter.state import Judgement, Position, Reading, Round, State, Worth
+from exporter.wire import Connection, Limit, field
 
 
-class CursorReader:
-    """Reads a table by its cursor. A first load is read by ranges of blocks, where that can be."""
+class CursorReader(RelationReader):
+    """Reads a table by its cursor."""
 
-    horizon: Horizon
-    found: Source
+    way = "cursor"
 
-    def __init__(self, source: Connection, definition: Definition) -> None:
-        self._source = source
-        self._definition = definition
-        self._declared = definition.source
-        self._key = definition.key
-        self._batch_rows = definition.batch_rows
-        self._append = definition.destination.mode == "append"
+    def __init__(self, source: Connection, definition: Definition, cursor: Cursor) -> None:
+        super().__init__(source, definition)
+        self._cursor = cursor
+        self._round: tuple[Round, int] | None = None  # what the sweep looks at in this load
+        self._scans = False  # all of the table
 
-    @contextlib.contextmanager
-    def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
-        """See ``Reader``."""
-        source, declared = self._source, self._declared
-        self._seen = newest_number(source, declared)
-        self.horizon = horizon = observe(source, stored)
-        with reading(source, declared):
-            self.table = find_table(source, declared, destination)
-            self._snapshot = snapshot = take_snapshot(source, stored, horizon)
-            self.found = found(horizon, snapshot, self.table)
-            # What a position needs beside the cursor, to tell at the next load what came late.
-            self._moment = State(
-                snapshot_xmin=snapshot.xmin,
-                source=horizon.server.identity,
-                horizon=horizon.oldest_open,
-            )
-            refuse_hidden_rows(self.table)
-            columns = cursor_columns(declared, self.table)
-            if destination:
-                self._refuse_nulls(columns)
-            yield self.table
+    def _look_before(self) -> None:
+        self._seen = newest_number(self._source, self._declared)
+
+    def _refuse(self, *, rows: bool) -> None:
+        columns = cursor_columns(self._declared, self.table)
+        if rows:
+            self._refuse_nulls(columns)
 
     def reading(self) -> Reading:
         """See ``Reader``."""
-        cursor = self._declared.cursor
-        landed = {column.name: column.expression or "" for column in self.table.landed}
-        keys = self._definition.destination.conflict_columns
-        return Reading("cursor", cursor.field, cursor.id_field, cursor.nulls, landed, keys)
+        cursor = self._cursor
+        plain = super().reading()
+        return plain._replace(cursor=cursor.field, id_field=cursor.id_field, nulls=cursor.nulls)
 
     def doubt(self, stored: State) -> Judgement:
         """See ``Reader``."""
@@ -87,117 +71,62 @@ class CursorReader:
                 )
         return self._doubt_newest(window, stored.cursor)
 
-    def plan(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
+    def plan(
+        self, stored: State, target: Target, wanted: Wanted, *, empty: bool, shared: bool = False
+    ) -> Plan:
         """See ``Reader``."""
-        columns = target.columns
+        del shared  # an increment is read in the cursor's order
         self._stored = self._current = stored
-        self.window = self._window(stored)
-        names = {column.name for column in columns}
-        hidden = (one for one in (*self.window.columns, BEYOND) if one.name not in names)
-        self._stream = (*columns, *hidden)
-        self._reached: Callable[[bytes], State] = lambda _: self._current
-        self._finish: Callable[[], State]
+        self.window = window = self._window(stored)
+        self._advances = False
         plan = Plan(
             path="",
-            stream=self._stream,
-            order=self.window.columns,
+            stream=self._stream(target, window.columns),
+            order=window.columns,
             begin=stored,
-            bound=self.window.bound,
+            bound=window.bound,
             horizon=self.horizon,
             unseen=self._unseen(),
         )
+        self._columns = plan.stream
         if wanted.span:
             return self._backfill(plan, wanted.span)
-        if self._is_first(target, wanted, empty=empty):
-            return self._first(plan, target, empty=empty)
+        if wanted.sweep and self._append:
+            raise UsageError(
+                f"{self._definition.where}: {self._key} is append-only: swept, its rows could be"
+                " there twice",
+                hint=f"exporter load {self._key} without --sweep",
+            )
+        if self._is_first(stored, target, wanted, empty=empty):
+            return self._first(plan, target, window.since, empty=empty)
         if wanted.full_refresh:
             return self._whole(plan._replace(max_deletes=wanted.max_deletes))
-        return self._sweep(plan) if wanted.sweep else self._increment(plan)
+        return self._increment(plan, wanted)
 
     def batches(self, plan: Plan) -> Generator[Batch]:
         """See ``Reader``."""
-        query = plan.query
-        if query is None:
-            return
-        limit = None if plan.lands is Lands.WHOLE else self._limit()
-        if limit:
+        if plan.query is not None and plan.lands is not Lands.WHOLE:
             self._prefer_index()
-        ahead = ReadAhead(lambda: copy_out(self._source, query, binary=False, limit=limit))
-        last = b""
-
-        def rows(stream: Iterator[Block]) -> Iterator[Block]:
-            nonlocal last
-            for block in one_batch(stream):
-                last = block.last
-                yield block
-                del block
-
-        try:
-            stream = iter(ahead)
-            while limit is None or ahead.more():
-                part = Rows(self._key, rows(stream))
-                yield Batch((part,), lambda: self._reached(last))
-                if limit is None:
-                    return
-        finally:
-            ahead.stop(self._source)
-
-    def finished(self) -> State:
-        """See ``Reader``."""
-        return self._finish()
+        yield from super().batches(plan)
+        self._advances = False
+        if self._round:
+            columns, limit = plan.stream[:-1], Limit(self._batch_rows, BATCH_SIZE)
+            for query in sweep.queries(*self._round, self.table, columns, self._snapshot):
+                yield from self._batches_of(query, limit, swept=True)
 
     def in_flight(self, stored: State) -> sql.Composable:
         """See ``Reader``."""
         window = self._window(stored)._replace(append=False)  # what is held back will land, too
-        return window.onward(stored.cursor, stored.watermark)
+        onward = window.onward(stored.cursor, stored.watermark)
+        if self._is_scanned and window.since:
+            return sql.SQL("({} or {})").format(onward, changed_since(window.since))
+        return onward
 
-    def confirm(self, position: State) -> None:
-        """Keep nothing at the source: there is nothing to forget."""
+    def adopted(self, stored: State) -> State:
+        """See ``Reader``."""
+        return stored._replace(snapshot_xmin=None, source=None, sweep=sweep.everything())
 
     # -- the ways
-
-    def _is_first(self, target: Target, wanted: Wanted, *, empty: bool) -> bool:
-        """Whether this read is a first one, by blocks, or goes on with one."""
-        if not self.table.in_blocks or not target.keyed:
-            return False
-        if self._stored.next_block is not None:
-            return not wanted.full_refresh  # what has landed may be gone at the source
-        return self._stored.cursor is None and empty
-
-    def _first(self, plan: Plan, target: Target, *, empty: bool) -> Plan:
-        """Read all blocks; or the rest of them, then what has changed since the first ones."""
-        table, stored, since = self.table, self._stored, self.window.since
-        same = not empty and stored.file == table.file and since is not None
-        direct = target.binary and (empty or same)
-        blocks = Blocks(
-            table,
-            target.columns if direct else plan.stream[:-1],
-            direct,
-            begin=(stored.next_block or 0) if same else 0,
-            end=table.blocks,
-            step=step_of(table, self._batch_rows),
-            # A row of these blocks that is as it was in the first snapshot is not in raw; an older
-            # version of one that has changed since may be.
-            since=since if same else None,
-        )
-        moment = self._moment
-        self._current = moment._replace(
-            snapshot_xmin=stored.snapshot_xmin if same else moment.snapshot_xmin,
-            # Started over, a load that is killed again has rows of any block: it cannot go on.
-            file=table.file if empty or same else None,
-            next_block=blocks.begin,
-            exported_at=stored.exported_at,
-            binding=stored.binding,
-        )
-        begin = self._current
-        self._current = begin._replace(next_block=blocks.last)
-        self._finish = lambda: self._complete(
-            begin._replace(file=None, next_block=None, cursor=self._top())
-        )
-        late = select(table, plan.stream[:-1], changed_since(since)) if same and since else None
-        return plan._replace(
-            path="first load", begin=begin, blocks=blocks, query=late, rows=table.rows
-        )
 
     def _backfill(self, plan: Plan, span: Span) -> Plan:
         """Read a span again. The position stays as it is."""
@@ -209,38 +138,41 @@ class CursorReader:
     def _whole(self, plan: Plan) -> Plan:
         """Read everything as one batch."""
         self._finish = lambda: self._complete(State(cursor=self._top()))
-        self._reached = lambda _: self._finish()
         query = self._select(self.window.held_back)
         rows = self.table.rows
         return plan._replace(path="full refresh", query=query, lands=Lands.WHOLE, rows=rows)
 
-    def _sweep(self, plan: Plan) -> Plan:
-        """Read every row that has changed since the snapshot before, whatever its cursor is.
+    def _increment(self, plan: Plan, wanted: Wanted) -> Plan:
+        """Read from the watermark on, and tell of each row whether it lies beyond the cursor.
 
-        Where that snapshot tells nothing any more, everything. The position may go back: to the
-        newest row that there is.
+        What the cursor has passed over is found by a scan, or by the sweep's share of this load.
+        After a whole sweep the position is that of the newest row, which may lie behind it.
         """
-        window, since = self.window, self.window.since
-        where = changed_since(since) if since else TRUE
-        query = self._select(where) + window.order
-        self._finish = lambda: self._complete(self._stored._replace(cursor=self._top()))
-        return plan._replace(path="sweep", query=query, rows=None if since else self.table.rows)
-
-    def _increment(self, plan: Plan) -> Plan:
-        """Read from the watermark on, and tell of each row whether it lies beyond the cursor."""
-        stored, window = self._stored, self.window
-        self._reached = self._advance
-        self._finish = lambda: self._complete(self._current)
+        stored, window, table = self._stored, self.window, self.table
+        self._advances = True
+        self._finish = lambda: self._complete(
+            self._current._replace(cursor=self._top()) if wanted.sweep else self._current
+        )
         beyond = window.after(stored.cursor) if stored.cursor else TRUE
         where = window.onward(stored.cursor, stored.watermark)
-        if stored.cursor and window.since and not self._finds_by_cursor(window):
+        self._scans = bool(stored.cursor and self._is_scanned and window.since)
+        if self._scans and window.since:
             where = sql.SQL("({} or {})").format(where, changed_since(window.since))
+        elif stored.cursor and not self._append:
+            if wanted.sweep and not table.has_xmin:
+                where = TRUE
+            elif table.has_xmin:
+                self._round = self._due(wanted)
         query = self._select(where, beyond) + window.order
         return plan._replace(
             path="increment",
             query=query,
             lands=Lands.BEYOND if stored.cursor else Lands.ANY,
             rows=self.table.rows if stored.watermark is None else None,
+            size=table.size if self._scans else None,
+            swept=self._round[1] - self._round[0].place if self._round else 0,
+            passed_over=advice(self._declared, window.cursor),
+            reconciles=self._scans and self._definition.destination.deletes != "ignore",
         )
 
     # -- the pieces
@@ -256,11 +188,23 @@ class CursorReader:
             since=self._snapshot.since,
         )
 
-    def _finds_by_cursor(self, window: Window) -> bool:
-        """Whether the cursor spares a read of the whole table; else xmin may as well decide."""
-        table = self.table
-        small = table.blocks <= _SMALL and table.kind != "p"
-        return self._append or window.cursor.name in table.indexed or small or not window.since
+    @property
+    def _is_scanned(self) -> bool:
+        """Whether a read of the whole table is small, or spared by nothing."""
+        return is_scanned(self._declared, self.table) and not self._append
+
+    def _due(self, wanted: Wanted) -> tuple[Round, int] | None:
+        """Return what the sweep looks at in this load."""
+        within = None if wanted.sweep else self._declared.sweep
+        if within is None and not wanted.sweep:
+            return None
+        last = self._stored.sweep or self._over()
+        return sweep.due(last, self.table, self._snapshot, self.horizon, within)
+
+    def _over(self) -> Round:
+        """Return the sweep's state when all that is older than the stored snapshot has landed."""
+        since = self._stored.snapshot_xmin if self.window.since else None
+        return sweep.over(self._snapshot, self.horizon, since)
 
     def _unseen(self) -> str:
         """Return which transactions' late rows the lookback alone covers; else nothing."""
@@ -290,7 +234,7 @@ class CursorReader:
 
     def _doubt_newest(self, window: Window, cursor: Position) -> Judgement:
         """Whether the newest row lies behind the position: rows are gone, or ids began anew."""
-        if not self._finds_by_cursor(window):
+        if self._is_scanned and window.since:
             return Judgement(Worth.ONWARD)  # what changed is read by xmin in any case
         at_least = sql.SQL("{} >= {}").format(window.field, window.literal(cursor.value))
         statement = sql.SQL(
@@ -317,8 +261,10 @@ class CursorReader:
         row = self._source.execute(statement).fetchone()
         return bool(row and row[0])
 
-    def _advance(self, last: bytes) -> State:
-        """Return the position after a row of an increment."""
+    def _reached(self, last: bytes) -> State:
+        """Return the position after a row: that of an increment advances it."""
+        if not self._advances:
+            return self._current
         value = field(last, self._place(self.window.cursor))
         if value is None:
             return self._current
@@ -339,7 +285,13 @@ class CursorReader:
     def _complete(self, current: State) -> State:
         """Return the position when all that the snapshot shows has landed."""
         pending, moment = self.window.pending, self._moment
+        swept = current.sweep
+        if self._round:
+            swept = sweep.ended(*self._round, self.table)
+        elif self._scans:
+            swept = sweep.over(self._snapshot, self.horizon)
         return current._replace(
+            sweep=swept or self._over(),
             snapshot_xmin=moment.snapshot_xmin,
             horizon=moment.horizon,
             source=moment.source,
@@ -368,7 +320,7 @@ class CursorReader:
         return Position(*top) if top else None
 
     def _select(self, where: sql.Composable, beyond: sql.Composable = TRUE) -> sql.Composable:
-        return select(self.table, self._stream[:-1], where, beyond)
+        return select(self.table, self._columns[:-1], where, beyond)
 
     def _limit(self) -> Limit:
         order = {column.name for column in self.window.columns}
@@ -380,7 +332,7 @@ class CursorReader:
         return Limit(self._batch_rows, BATCH_SIZE, tied)
 
     def _place(self, column: Column) -> int:
-        return [one.name for one in self._stream].index(column.name)
+        return [one.name for one in self._columns].index(column.name)
 
     def _prefer_index(self) -> None:
         """Have an index on (cursor, id) read, where there is one: the first row comes at once.
@@ -393,7 +345,7 @@ class CursorReader:
         )
 
     def _refuse_nulls(self, order: tuple[Column, Column | None]) -> None:
-        nulls = self._declared.cursor.nulls
+        nulls = self._cursor.nulls
         columns = [column for column in order if column and not column.not_null]
         if nulls == "load":
             columns = [column for column in columns if column is not order[0]]
@@ -411,9 +363,3 @@ class CursorReader:
                 f"{self._key}: {row[0]} rows have no {names}, and cannot be ordered",
                 hint=f"{self._declared.where}: set exporter.source.cursor.nulls to skip or load",
             )
-
-
-def describe(definition: Definition, table: Table) -> str:
-    """Return by what the table is read, for people. Raises SourceError where it cannot be."""
-    require(table, "conflict_columns", definition.destination.conflict_columns)
-    return f"by {cursor_columns(definition.source, table)[0].name}"

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from psycopg import sql
 
 from exporter.source.blocks import STAGED, Blocks
-from exporter.source.catalog import Column, Table
+from exporter.source.catalog import BLOCK, Column, Table
 from exporter.source.snapshot import Horizon
 from exporter.source.window import Span
 from exporter.state import Bound, Judgement, Reading, Source, State
@@ -31,11 +31,12 @@ class Wanted(NamedTuple):
     full_refresh: bool = False
     span: Span | None = None
     max_deletes: float = 100  # percent of raw that a full refresh may remove
-    sweep: bool = False  # what has changed since the last load, wherever its cursor puts it
+    sweep: bool = False  # also what the cursor has passed over, in the whole table
 
     def words(self) -> list[str]:
         """Return the options that ask for it."""
         words = ["--full-refresh"] if self.full_refresh else []
+        words += ["--sweep"] if self.sweep else []
         if self.span:
             words += ["--since", self.span.since] if self.span.since else []
             words += ["--until", self.span.until] if self.span.until else []
@@ -73,12 +74,13 @@ class Plan(NamedTuple):
     """What will be read and why. Nothing of it has been read yet.
 
     First come the ranges of ``blocks``, which several sessions may read side by side; then the
-    ``query``, in the reader's own session. Its rows have the columns of ``stream``. Of two versions
+    ``query``, in the reader's own session, and what the sweep looks at, ``swept`` blocks. The rows
+    have the columns of ``stream``. Of two versions
     of a row the newer one is greater by ``order``. ``begin`` is the position before the first row.
     A position's watermark must not pass the ``bound``.
     """
 
-    path: str  # increment, sweep, first load, full refresh or backfill
+    path: str  # scan, increment, first load, full refresh or backfill
     stream: tuple[Column, ...]
     order: tuple[Column, ...]
     begin: State
@@ -90,20 +92,39 @@ class Plan(NamedTuple):
     horizon: Horizon | None = None
     max_deletes: float = 100  # percent of raw that the rows of a whole table may remove
     unseen: str = ""  # what other transactions cannot be seen, for a person to know
+    size: int | None = None  # bytes that the source reads in any case: None where an index serves
+    swept: int = 0
+    passed_over: str = ""  # why the cursor may pass over rows, and what to do about it
+    reconciles: bool = False  # rows that are gone at the source are looked for afterwards
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a load that does not end leaves a position from which another one goes on."""
+        return self.path in ("first load", "increment")
 
     def how(self) -> str:
         """Return which way the rows take, for people."""
-        if self.blocks:
-            return self.blocks.how
-        return STAGED + (", in one transaction" if self.lands is Lands.WHOLE else "")
+        how = self.blocks.how if self.blocks else STAGED
+        how += ", in one transaction" if self.lands is Lands.WHOLE else ""
+        how += f", reads {megabytes(self.size)}" if self.size is not None else ""
+        return how + (f", sweeps {megabytes(self.swept * BLOCK)}" if self.swept else "")
+
+
+def megabytes(size: int) -> str:
+    """Return a size in words for people."""
+    return f"{size / 1024**2:,.0f} MB" if size >= 1024**2 else f"{size / 1024:,.0f} kB"
 
 
 class Rows(NamedTuple):
-    """Rows of one definition, in COPY's text format, and the keys of rows that are gone."""
+    """Rows of one definition, in COPY's text format, and the keys of rows that are gone.
+
+    Those that are ``swept`` and not in raw are what the cursor has passed over.
+    """
 
     key: str
     present: Iterator[Block]
     gone: Iterable[Block] = ()
+    swept: bool = False
 
 
 class Batch(NamedTuple):
@@ -142,8 +163,14 @@ class Reader(Protocol):
     def doubt(self, stored: State) -> Judgement:
         """Return what the position is worth by what the table's rows show."""
 
-    def plan(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> Plan:
-        """Decide what to read for a raw table that is ``empty`` or not. Raises SourceError."""
+    def plan(
+        self, stored: State, target: Target, wanted: Wanted, *, empty: bool, shared: bool = False
+    ) -> Plan:
+        """Decide what to read for a raw table that is ``empty`` or not.
+
+        ``shared``: sessions beside the reader's own may read blocks. Raises SourceError, and
+        UsageError for what this way of reading does not have.
+        """
 
     def batches(self, plan: Plan) -> Generator[Batch]:
         """Yield what the plan's query gives. A batch has to be read before the next one comes."""
@@ -153,6 +180,9 @@ class Reader(Protocol):
 
     def in_flight(self, stored: State) -> sql.Composable:
         """Return the condition for rows of the source that the next load is going to land."""
+
+    def adopted(self, stored: State) -> State:
+        """Return a position for a source that is another one, as a planned move makes it."""
 
     def confirm(self, position: State) -> None:
         """Take note that the destination has this position on disk: the source may forget."""

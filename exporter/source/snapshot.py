@@ -96,6 +96,14 @@ class Snapshot(NamedTuple):
     xmax: str
     since: str | None
 
+    def newer(self, xid: str | None) -> sql.Composable:
+        """Return the condition for rows of this transaction id or a later one.
+
+        Of an id that is too far behind to be compared with, or of none, it is true.
+        """
+        near = xid is not None and 0 <= int(self.xmax) - int(xid) < _XID_TRUST
+        return changed_since(str(int(xid) % 2**32)) if xid is not None and near else TRUE
+
 
 def observe(source: Connection, stored: State) -> Horizon:
     """Look at what is open on the source. Must run before the snapshot is taken."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from exporter.config import SourceTable
+from exporter.config import Cursor, SourceTable
 from exporter.errors import DefinitionError, SourceError, UsageError
 from exporter.source.catalog import Column, Table, missing_column
 from exporter.source.snapshot import TRUE, Horizon, changed_since
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 def cursor_columns(declared: SourceTable, table: Table) -> tuple[Column, Column | None]:
     """Return the cursor's and the id's column. Raises SourceError for what cannot be one."""
     names = [column.name for column in table.columns]
-    wanted = declared.cursor
+    wanted = _declared(declared)
     for key, name in (("field", wanted.field), ("id_field", wanted.id_field)):
         if name is not None and name not in names:
             raise missing_column(declared, f"source.cursor.{key}", name, names)
@@ -64,6 +64,30 @@ def cursor_columns(declared: SourceTable, table: Table) -> tuple[Column, Column 
             f" which is {cursor.type}; write {example}"
         )
     return cursor, table.column(wanted.id_field) if wanted.id_field else None
+
+
+def _declared(declared: SourceTable) -> Cursor:
+    if declared.cursor is None:
+        raise DefinitionError(f"{declared.where}: exporter.source.cursor is required for this")
+    return declared.cursor
+
+
+def is_scanned(declared: SourceTable, table: Table) -> bool:
+    """Tell whether a table with a cursor is looked at as a whole: it is small, or has no index."""
+    below = declared.scan_below if declared.read == "auto" else 0
+    index = _declared(declared).field in table.indexed
+    return table.has_xmin and (table.size <= below or not index)
+
+
+def advice(declared: SourceTable, cursor: Column) -> str:
+    """Return what to do about rows that the cursor passes over."""
+    if is_number(cursor):
+        why = f"a change does not raise {cursor.name}, or numbers come out of their order"
+        what = "a greater source.cursor.lookback"
+    else:
+        why = f"a change does not set {cursor.name}, or something sets it to an earlier time"
+        what = "a trigger that sets it, a longer source.cursor.lookback"
+    return f"{why}: {what}, or source.read: scan ({declared.where})"
 
 
 def is_time(column: Column) -> bool:
@@ -139,7 +163,7 @@ class Window(NamedTuple):
         if self.append and self.bound is not None:
             parts.append(self.held_back)
         inside = sql.SQL(" and ").join(parts) if parts else TRUE
-        if self.declared.cursor.nulls != "load":
+        if _declared(self.declared).nulls != "load":
             return sql.SQL("{} and {} is not null").format(inside, self.field)
         if not parts:
             return inside
@@ -161,7 +185,7 @@ class Window(NamedTuple):
     @property
     def order(self) -> sql.Composable:
         """The ORDER BY clause. Rows without a cursor go first: they never advance the position."""
-        first = sql.SQL(" nulls first" if self.declared.cursor.nulls == "load" else "")
+        first = sql.SQL(" nulls first" if _declared(self.declared).nulls == "load" else "")
         # By the table's columns: a bare name could be that of an expression that is selected.
         place = self.declared.schema, self.declared.table
         names = [sql.Identifier(*place, column.name) for column in self.columns]
@@ -175,12 +199,12 @@ def newest_number(source: Connection, declared: SourceTable) -> Seen | None:
         " join pg_namespace n on n.oid = c.relnamespace"
         " where n.nspname = %s and c.relname = %s and a.attname = %s and not a.attisdropped"
         " and a.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)",
-        (declared.schema, declared.table, declared.cursor.field),
+        (declared.schema, declared.table, _declared(declared).field),
     ).fetchone()
     if number is None:
         return None
     statement = sql.SQL("select max({})::text, clock_timestamp()::text from {}").format(
-        sql.Identifier(declared.cursor.field), declared.name
+        sql.Identifier(_declared(declared).field), declared.name
     )
     row = source.execute(statement).fetchone()
     return Seen(*row) if row and row[0] is not None else None
@@ -200,7 +224,7 @@ def decide(
 
     ``seen`` is what ``newest_number`` gave before the horizon was observed.
     """
-    declared = table.declared.cursor
+    declared = _declared(table.declared)
     cursor, id_column = cursor_columns(table.declared, table)
     pending = None
     if is_time(cursor):
@@ -226,7 +250,7 @@ def _safe_time(
     if horizon.oldest_open == "-infinity":
         return "-infinity"
     kind = _base(cursor)
-    lookback = table.declared.cursor.lookback
+    lookback = _declared(table.declared).lookback
     newest = None
     if isinstance(lookback, timedelta):
         # The stamps may be those of a pipeline that is hours behind the clock.

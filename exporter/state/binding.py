@@ -100,7 +100,7 @@ def judge(stored: Binding, now: Binding, *, raw_is_empty: bool) -> Judgement:
             return Judgement(Worth.ONWARD, f"{nothing}: a log goes on behind its position")
     if reread:
         return Judgement(Worth.REREAD, f"{reread}: everything is read once, and compared with raw")
-    if now.source.clock < stored.source.clock:
+    if now.reading.cursor and now.source.clock < stored.source.clock:
         back = f"from {stored.source.clock} to {now.source.clock}"
         return Judgement(
             Worth.SWEEP, f"the source's clock went back {back}: what changed since is read by xmin"

@@ -36,6 +36,7 @@ create table if not exists {SCHEMA}._exporter_state (
     exported_at timestamptz,
     columns jsonb,
     binding jsonb,
+    sweep jsonb,
     updated_at timestamptz not null default now()
 );
 create table if not exists {SCHEMA}._exporter_runs (
@@ -49,6 +50,7 @@ create table if not exists {SCHEMA}._exporter_runs (
     rows_written bigint not null default 0,
     rows_unchanged bigint not null default 0,
     rows_deleted bigint not null default 0,
+    rows_swept bigint not null default 0,
     batches bigint not null default 0,
     bytes bigint not null default 0,
     cursor_value text,
@@ -60,10 +62,12 @@ alter table {SCHEMA}._exporter_state
     add column if not exists run text,
     add column if not exists relation text,
     add column if not exists binding jsonb,
+    add column if not exists sweep jsonb,
     drop constraint if exists _exporter_state_pkey;
 create unique index if not exists _exporter_state_relation on {SCHEMA}._exporter_state (relation);
 alter table {SCHEMA}._exporter_runs
-    add column if not exists rows_deleted bigint not null default 0;
+    add column if not exists rows_deleted bigint not null default 0,
+    add column if not exists rows_swept bigint not null default 0;
 create index if not exists _exporter_runs_key on {SCHEMA}._exporter_runs (key, id);
 comment on table {SCHEMA}._exporter_state is 'dbt-exporter: positions, one row a raw table';
 comment on table {SCHEMA}._exporter_runs is 'dbt-exporter: one row a run';
@@ -92,13 +96,32 @@ class Bound(NamedTuple):
     type: str
 
 
+class Round(NamedTuple):
+    """How far a round of the sweep is, which looks at all blocks of a table, some at each load.
+
+    It finds the rows of the transaction ``since`` and of later ones, or all rows. The next round
+    finds those of ``xmin``, the oldest one that was open when this round began, and of later ones.
+    Times are ISO text, UTC.
+    """
+
+    since: str | None
+    xmin: str
+    began: str
+    seen: str  # when its last blocks were read
+    place: int  # the block to go on from
+    file: str  # what the blocks are of
+    over: bool = False
+
+
 class State(NamedTuple):
     """What is remembered of a raw table.
 
-    ``cursor``: the furthest position that has landed. ``watermark``: where the next read starts.
+    ``cursor``: the furthest position that has landed; of a scan, the oldest transaction that it may
+    have missed. ``watermark``: where the next read by the cursor starts.
     ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
     ``binding`` says which tables the position describes: none where an earlier version stored it.
     ``file`` and ``next_block``: how far an unfinished first load is; ``run`` who may go on with it.
+    ``sweep``: how far the round is that looks for what the cursor has passed over.
     """
 
     cursor: Position | None = None
@@ -113,11 +136,18 @@ class State(NamedTuple):
     run: str | None = None
     exported_at: str | None = None
     binding: Binding | None = None
+    sweep: Round | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether a first load has begun and not ended."""
+        return self.cursor is None and self.next_block is not None
 
 
 _POSITIONS = ("cursor", "watermark")
-_PLAIN = [name for name in State._fields if name not in (*_POSITIONS, "binding")]
-_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN, "binding"]
+_PLAIN = [name for name in State._fields if name not in (*_POSITIONS, "binding", "sweep")]
+_COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
+_COLUMNS += ["binding", "sweep"]
 _NAMES = ", ".join(_COLUMNS)
 # An earlier version told states apart by the definition's key alone.
 _MINE = "(relation = %s or (relation is null and key = %s))"
@@ -140,11 +170,10 @@ def create_tables(destination: Connection) -> None:
     """Create the two tables where they are missing, or of an earlier version."""
     newest = destination.execute(
         "select count(*) from pg_attribute where not attisdropped and (attrelid, attname) in"
-        " ((to_regclass(%(state)s), 'run'), (to_regclass(%(state)s), 'binding'),"
-        " (to_regclass(%(runs)s), 'rows_deleted'))",
+        " ((to_regclass(%(state)s), 'sweep'), (to_regclass(%(runs)s), 'rows_swept'))",
         {"state": f"{SCHEMA}._exporter_state", "runs": f"{SCHEMA}._exporter_runs"},
     ).fetchone()
-    if newest != (3,):
+    if newest != (2,):
         with destination.transaction():
             create_schema(destination, SCHEMA)
             destination.execute(_TABLES)
@@ -233,7 +262,8 @@ def read(destination: Connection, target: Destination) -> State:
 
     plain = {name: values[name] for name in _PLAIN}
     binding = Binding.of_json(values["binding"]) if values["binding"] else None
-    return State(position("cursor"), position("watermark"), **plain, binding=binding)
+    sweep = Round(**values["sweep"]) if values["sweep"] else None
+    return State(position("cursor"), position("watermark"), **plain, binding=binding, sweep=sweep)
 
 
 def take_over(destination: Connection, target: Destination) -> None:
@@ -262,6 +292,7 @@ def write(
         values += position or (None, None)
     values += (getattr(state, name) for name in _PLAIN)
     values.append(Jsonb(state.binding.as_json()) if state.binding else None)
+    values.append(Jsonb(state.sweep._asdict()) if state.sweep else None)
     destination.execute(_WRITE, [str(target), target.key, *values])
 
 

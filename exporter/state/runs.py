@@ -11,19 +11,29 @@ from exporter.errors import ExporterError
 from exporter.state.position import RUNS, Position, as_dict
 from exporter.wire import Connection
 
-_COUNTS = ("rows_read", "rows_written", "rows_unchanged", "rows_deleted", "batches", "bytes")
+_COUNTS = (
+    "rows_read",
+    "rows_written",
+    "rows_unchanged",
+    "rows_deleted",
+    "rows_swept",
+    "batches",
+    "bytes",
+)
 
 
 @dataclass
 class Totals:
     """What one run did. ``rows_read`` left the source, ``rows_written`` changed in raw.
 
-    ``rows_deleted`` were gone at the source, and left raw or were marked there.
+    ``rows_deleted`` were gone at the source, and left raw or were marked there. ``rows_swept`` are
+    those of ``rows_written`` that the cursor had passed over.
     """
 
     rows_read: int = 0
     rows_written: int = 0
     rows_deleted: int = 0
+    rows_swept: int = 0
     batches: int = 0
     bytes: int = 0
 
@@ -76,9 +86,11 @@ class Result:
 
     def __str__(self) -> str:
         totals = self.totals
+        swept = f" ({totals.rows_swept:,} by the sweep)" if totals.rows_swept else ""
         deleted = f" {totals.rows_deleted:,} deleted," if totals.rows_deleted else ""
         return (
-            f"{self.key}: {totals.rows_read:,} rows read, {totals.rows_written:,} written,{deleted}"
+            f"{self.key}: {totals.rows_read:,} rows read,"
+            f" {totals.rows_written:,} written{swept},{deleted}"
             f" {totals.rows_unchanged:,} unchanged in {self.seconds:.1f} s;"
             f" cursor {self.cursor or 'nothing yet'}"
         )
@@ -134,8 +146,8 @@ def take_counts(destination: Connection, result: Result) -> bool:
     """Take over what the run's row has counted, and lock it; False where it is not there."""
     row = destination.execute(
         sql.SQL(
-            "select rows_read, rows_written, rows_deleted, batches, bytes, cursor_value, cursor_id"
-            " from {} where id = %s and key = %s for update"
+            "select rows_read, rows_written, rows_deleted, rows_swept, batches, bytes,"
+            " cursor_value, cursor_id from {} where id = %s and key = %s for update"
         ).format(RUNS),
         (result.run_id, result.key),
     ).fetchone()

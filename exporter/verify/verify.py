@@ -17,7 +17,7 @@ from exporter.load.transfer import After, Transfer
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
 from exporter.raw.sides import Comparison, comparison
-from exporter.source import Table, describe, find_table, reader_of
+from exporter.source import Table, describe, find_table, keyed, reader_of
 from exporter.terminal import Console, signals
 from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
 
@@ -94,7 +94,7 @@ def advice(definition: Definition, verdict: Verdict) -> str:
     command = f"exporter verify {definition.key} --repair"
     counts, target = verdict.counts, definition.destination
     gone = verdict.kept or (0 if counts["missing"] or counts["different"] else counts["extra"])
-    if gone and target.conflict_columns and target.deletes == "ignore":
+    if gone and target.mode == "upsert" and target.deletes == "ignore":
         return (
             f"{gone:,} rows are gone at the source, and stay while exporter.deletes is ignore;"
             f" set it to mark or remove ({definition.where}), then {command}"
@@ -148,6 +148,7 @@ def _compare(
 ) -> None:
     say = functools.partial(console.say, key=definition.key)
     table = find_table(source, definition.source, destination)
+    definition = keyed(definition, table)
     describe(definition, table)
     both = comparison(source, destination, definition.destination, table)
     if both.missing:

@@ -28,7 +28,6 @@ _CANCEL = 2.0  # seconds that a server has to take note of a cancellation
 # alive but reads nothing for so long.
 _DEFAULTS: dict[str, str | int] = {
     "connect_timeout": 10,
-    "application_name": "dbt-exporter",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 4,
@@ -89,10 +88,18 @@ _direct: set[str] = set()  # URLs that lead to a server, or to a pool in session
 _looking = threading.Lock()  # one session at a time looks where its URL leads
 
 
-def connect(variable: str) -> Connection:
-    """Open an autocommit session on the database that a variable names. Raises DatabaseError."""
+def connect(variable: str, name: str = "dbt-exporter") -> Connection:
+    """Open an autocommit session on the database that a variable names. Raises DatabaseError.
+
+    ``name`` is what others see of it, unless the URL says otherwise.
+    """
     address = url(variable)
-    parts: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(address), "client_encoding": "UTF8"}
+    parts: dict[str, Any] = {
+        **_DEFAULTS,
+        "application_name": name,
+        **conninfo_to_dict(address),
+        "client_encoding": "UTF8",
+    }
     if signals.stopping():
         parts["connect_timeout"] = 2  # the least that libpq takes: who stopped us waits
     try:
@@ -112,9 +119,9 @@ def connect(variable: str) -> Connection:
             raise
     except psycopg.Error as error:
         reason = " ".join(str(error).split())
-        for name in ("password", "sslpassword"):
-            if parts.get(name):
-                reason = reason.replace(str(parts[name]), "***")
+        for secret in ("password", "sslpassword"):
+            if parts.get(secret):
+                reason = reason.replace(str(parts[secret]), "***")
         hint = "is the server up, and the URL right?"
         if "startup parameter" in reason:
             hint = "a pooler refuses what the URL asks for at the start, such as its options"
@@ -180,7 +187,8 @@ class Sessions:
     To connect anew costs a server more than a small load does: a process, its catalogs to be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        self.alone = alone  # no other may be opened beside them
         self._kept: list[Connection] = []
 
     def __enter__(self) -> Sessions:

@@ -17,10 +17,12 @@ import pytest
 
 from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, compare
-from tests.helpers.tables import ITEM
+from tests.helpers.tables import ITEM as SMALL
 from tests.helpers.verdicts import named, verify
 
 RAW = "analytics_raw.item"
+# A scan looks for them by itself: see tests/source/test_scan.py.
+ITEM = SMALL.replace("table: item", "table: item\n          read: cursor")
 MARK = ITEM.rstrip() + "\n        deletes: mark\n"
 REMOVE = ITEM.rstrip() + "\n        deletes: remove\n"
 FREEZE = "        schema: freeze\n"
@@ -31,7 +33,8 @@ def _items(place: Workplace, definition: str, rows: int = 20) -> Workplace:
     place.query(
         place.core,
         "create table item (id int primary key, at timestamptz not null default now(), v text);"
-        f"insert into item (id, v) select n, 'v' || n from generate_series(1, {rows}) n",
+        f"insert into item (id, v) select n, 'v' || n from generate_series(1, {rows}) n;"
+        "create index on item (at, id)",
     )
     place.load("Item")
     return place

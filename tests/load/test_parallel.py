@@ -182,7 +182,7 @@ def test_who_joins_late_sees_the_same_snapshot(place: Workplace) -> None:
     with psycopg.connect(place.analytics) as raw, psycopg.connect(place.core) as other:
         raw.execute("lock table analytics_raw.item_01 in share mode")
         other.execute("lock table item_00")
-        process = start_load(place, "-j", "2", BATCH_SIZE="500")
+        process = start_load(place, "-j", "2", "--max-connections", "2", BATCH_SIZE="500")
         while [place.query(url, waiting) for url in (place.core, place.analytics)] != [[(1,)]] * 2:
             assert process.poll() is None, process.communicate()
         place.query(place.core, "update item_01 set at = at")  # all rows move
@@ -309,8 +309,8 @@ def test_an_old_form_of_the_tables_is_brought_up_to_date(product: Workplace) -> 
     product.load("StatEvent")
     product.query(
         product.analytics,
-        "alter table analytics_raw._exporter_state drop column run;"
-        f"alter table {RUNS} drop column rows_deleted",
+        "alter table analytics_raw._exporter_state drop column run, drop column sweep;"
+        f"alter table {RUNS} drop column rows_deleted, drop column rows_swept",
     )
     fill(product.core, 11, 20)
     assert product.load("StatEvent")["rows_written"] == 10

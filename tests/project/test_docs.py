@@ -16,7 +16,7 @@ import pytest
 from exporter import errors
 from exporter.commands import shared as cli
 from exporter.config import project
-from exporter.config.definition import KEYS
+from exporter.config.keys import KEYS
 from tests.conftest import ROOT, Workplace
 from tests.helpers.commands import check_command
 

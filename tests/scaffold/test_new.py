@@ -9,12 +9,13 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import yaml
 
-from exporter.config.definition import snake_case
+from exporter.config.keys import snake_case
 from tests.conftest import ROOT, Workplace, as_role, compare
 
 # Every table that loads without a question, its raw table, and what is read of it.
@@ -27,6 +28,7 @@ TABLES = {
     'sales."OrderLine"': "order_line",
     "audit.log": "log",
     "public.payment": "payment",
+    "public.playlist_track": "playlist_track",
 }
 
 
@@ -46,7 +48,7 @@ def _new(place: Workplace, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def _declared(place: Workplace, name: str) -> dict[str, object]:
+def _declared(place: Workplace, name: str) -> dict[str, Any]:
     text = (place.folder / "models" / "staging" / f"stg_{name}.yml").read_text()
     return dict(yaml.safe_load(text)["sources"][0]["tables"][0]["config"]["meta"]["exporter"])
 
@@ -77,8 +79,7 @@ def test_every_table_of_a_shop_in_raw_and_in_a_model(shop: Workplace) -> None:
     order = manifest["sources"]["source.shop.analytics_raw.order"]["columns"]
     assert order["state"]["description"] == "One of open, paid, sent back."
     assert order["customer_id"]["description"] == "References customer.customer_id."
-    left = [json.loads(line) for line in _new(shop, "--list", "--json").stdout.splitlines()]
-    assert [one["table"] for one in left] == ["playlist_track"]
+    assert _new(shop, "--list", "--json").stdout == ""
 
 
 def test_the_last_line_is_what_to_run_next(shop: Workplace) -> None:
@@ -114,10 +115,16 @@ def test_what_is_written(shop: Workplace) -> None:
     _new(shop, "sales.OrderLine")
     assert _declared(shop, "order_line") == {
         "key": "OrderLine",
-        "source": {"schema": "sales", "table": "OrderLine", "cursor": {"field": "updated_at"}},
+        "source": {"schema": "sales", "table": "OrderLine"},
         "conflict_columns": ["OrderID", "line_no"],
     }
-    done = _new(shop, "track")
+    _new(shop, "customer")
+    assert _declared(shop, "customer")["source"] == {
+        "schema": "public",
+        "table": "customer",
+        "cursor": {"field": "modified", "id_field": "customer_id"},
+    }
+    done = _new(shop, "track", "--cursor", "last_update")
     assert _declared(shop, "track")["source"] == {
         "schema": "public",
         "table": "track",
@@ -125,12 +132,45 @@ def test_what_is_written(shop: Workplace) -> None:
     }
     assert "rows without last_update are landed, too" in done.stderr
     assert "CREATE INDEX CONCURRENTLY ON public.track (last_update, id);" in done.stderr
-    done = _new(shop, "albums")
+    done = _new(shop, "albums", "--cursor", "id")
     assert "id tells new rows alone" in done.stderr
     assert "index" not in done.stderr
     assert "Limit: id tells" in (shop.folder / "models/staging/stg_albums.yml").read_text()
     _new(shop, "log")
-    assert "conflict_columns" not in _declared(shop, "log")
+    assert _declared(shop, "log") == {
+        "key": "log",
+        "source": {"schema": "audit", "table": "log"},
+        "mode": "append",
+    }
+
+
+def test_a_cursor_is_taken_where_it_is_a_good_hint(shop: Workplace) -> None:
+    for number, (column, index) in enumerate(
+        [
+            ("updated_at timestamptz not null", "(updated_at)"),
+            ("updated_at timestamptz", "(updated_at)"),  # no row lacks it
+            ("updated_at timestamptz", ""),
+            ("updated_at timestamptz", "(id, updated_at)"),
+            ("updated_at timestamptz", "(updated_at) where id > 3"),
+            ("created_at timestamptz", "(created_at)"),  # does not tell changes
+            ("updated_at timestamptz, modified_at timestamptz", "(updated_at)"),
+        ]
+    ):
+        shop.query(shop.core, f"create table t{number} (id int primary key, {column})")
+        shop.query(shop.core, f"insert into t{number} select 1, now()")
+        if index:
+            shop.query(shop.core, f"create index on t{number} {index}")
+        _new(shop, f"t{number}", "--yes")
+    found = [_declared(shop, f"t{number}")["source"] for number in range(7)]
+    cursor = {"field": "updated_at", "id_field": "id"}
+    assert [one.get("cursor") for one in found] == [cursor, cursor, *[None] * 5]
+    shop.query(
+        shop.core,
+        "create table sparse (id int primary key, updated_at date);"
+        " create index on sparse (updated_at); insert into sparse values (1)",
+    )
+    _new(shop, "sparse")  # a row without it: no hint
+    assert "cursor" not in _declared(shop, "sparse")["source"]
 
 
 def test_the_tables_that_have_no_definition(shop: Workplace) -> None:
@@ -138,14 +178,13 @@ def test_the_tables_that_have_no_definition(shop: Workplace) -> None:
         one["table"]: one
         for one in map(json.loads, _new(shop, "--list", "--json").stdout.splitlines())
     }
-    assert set(found) == {name.split(".")[1].strip('"') for name in TABLES} | {
-        "playlist_track",
-        "latest_orders",
-    }
+    assert set(found) == {name.split(".")[1].strip('"') for name in TABLES} | {"latest_orders"}
     assert list(found["track"]) == [
         "schema", "table", "rows", "cursor", "candidates", "conflict_columns",
     ]  # fmt: skip
-    assert (found["track"]["rows"], found["track"]["cursor"]) == (300, "last_update")
+    assert (found["track"]["rows"], found["track"]["cursor"]) == (300, None)
+    assert found["track"]["candidates"] == ["last_update"]
+    assert found["customer"]["cursor"] == "modified"
     assert found["playlist_track"]["candidates"] == []
     _new(shop, "track")
     told = _new(shop, "--list").stdout
@@ -200,7 +239,8 @@ def test_nothing_is_overwritten_or_declared_twice(shop: Workplace) -> None:
     ("words", "said"),
     [
         (("custmer",), "did you mean customer?"),
-        (("playlist_track",), "has no timestamp, date or integer"),
+        (("words",), "has no timestamp, date or integer"),
+        (("playlist_track", "--id-field", "track"), "--cursor COLUMN names one"),
         (("latest_orders",), "--conflict-columns A,B, or --append"),
         (("latest_orders", "--conflict-columns", "idd"), "did you mean id?"),
         (("customer", "--cursor", "mail"), "a cursor is a timestamp, a date or an integer"),
@@ -217,8 +257,9 @@ def test_what_cannot_be_known_is_asked_for(
 ) -> None:
     shop.query(
         shop.core,
-        "create table doubtful (id int primary key, changed_at timestamp, edited_at timestamp);"
-        "create schema one; create schema two; create table one.twin (); create table two.twin ()",
+        "create view doubtful as select now() as changed_at, now() as edited_at;"
+        " create view words as select 'a' as word;"
+        " create schema one; create schema two; create table one.twin (); create table two.twin ()",
     )
     done = shop.run("exporter", "new", "--yes", *words)
     assert done.returncode in (1, 2)

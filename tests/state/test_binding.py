@@ -224,7 +224,9 @@ def test_another_database_is_refused_until_it_is_adopted(items: Workplace) -> No
 
 
 def test_numbers_that_began_anew(place: Workplace) -> None:
-    place.define(ITEM.replace("field: at, id_field: id", "field: id"))
+    place.define(
+        ITEM.replace("cursor: {field: at, id_field: id}", "read: cursor, cursor: {field: id}")
+    )
     place.query(
         place.core,
         SCHEMA + ';create sequence s owned by "Item".id;'
@@ -284,6 +286,7 @@ def test_a_state_of_the_first_edition_is_taken_over(items: Workplace) -> None:
     items.query(
         items.analytics,
         "alter table analytics_raw._exporter_state drop column relation, drop column binding,"
+        " drop column sweep,"
         " add primary key (key)",
     )
     items.query(items.core, 'insert into "Item" (id) values (1001)')

@@ -135,7 +135,9 @@ def test_quiet_and_verbose(product: Workplace) -> None:
     assert (quiet.returncode, quiet.stdout + quiet.stderr) == (0, "")
     verbose = product.run("exporter", "load", "-v").stderr
     assert re.search(r"^exporter: StatEvent: reads from 20.*open since 20", verbose, re.M)
-    assert re.search(r"^exporter: StatEvent: increment: text, through staging$", verbose, re.M)
+    assert re.search(
+        r"^exporter: StatEvent: increment: text, through staging, reads \d+ kB$", verbose, re.M
+    )
     assert re.search(r'^exporter: StatEvent: source: select "id".*order by "', verbose, re.M)
     product.query(product.core, 'drop table "StatEvent"')
     quiet = product.run("exporter", "load", "-q")

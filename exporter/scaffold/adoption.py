@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exporter.config import environment, project
-from exporter.config.definition import snake_case
+from exporter.config.keys import snake_case
 from exporter.demo import shipped
 from exporter.errors import ProjectError, UsageError
 

@@ -1,9 +1,20 @@
-"""A dbt project of ten models that knows nothing of the exporter, and its core database."""
+"""A dbt project of ten models that knows nothing of the exporter, and its core database.
+
+`python tests/helpers/adopter.py` takes the installed exporter into it, as a person would.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
+
+import psycopg
+
+from exporter.demo.embedded import Server, running_server
 
 TABLES = ("customer", "product", "orders", "order_line")
 CORE = """
@@ -111,3 +122,58 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(
         ["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True
     ).stdout
+
+
+LINE = "exporter init --yes && exporter new --all --yes && exporter load && dbt build"
+
+
+def added_by(said: str) -> set[str]:
+    """Return the files that `exporter init` says it has added."""
+    lines = said.splitlines()
+    return {line.removeprefix("added ") for line in lines if line.startswith("added ")}
+
+
+def _take_in(server: Server, folder: Path, home: Path) -> None:
+    for name in ("core", "analytics"):
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"create database {name}".encode())
+    environment = {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "DATABASE_URL_CORE": server.url("core"),
+        "DATABASE_URL_ANALYTICS": server.url("analytics"),
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+    }
+
+    def run(line: str) -> str:
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], cwd=folder, env=environment, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{line}: exit status {done.returncode}\n{done.stdout}")
+        return done.stdout
+
+    write(folder)
+    said = ""
+    for statements in (CORE, CHANGE):
+        with psycopg.connect(server.url("core")) as connection:
+            connection.execute(statements.encode())
+        said += run(LINE)
+    nodes = run("dbt ls --quiet").split()
+    assert len(nodes) > len(MODELS)
+    assert all(name.removeprefix("source:").startswith("adopter.") for name in nodes), nodes
+    assert git(folder, "diff") == ""
+    status = git(folder, "status", "--short", "--untracked-files=all").splitlines()
+    new = {f"models/staging/stg_{table}.{kind}" for table in TABLES for kind in ("sql", "yml")}
+    assert {line.removeprefix("?? ") for line in status} == added_by(said) | new, status
+    print(json.dumps({"line": LINE, "nodes": len(nodes), "check": run("exporter init --check")}))
+    print(run("dbt --version").splitlines()[1].strip())
+
+
+if __name__ == "__main__":
+    with running_server() as own, tempfile.TemporaryDirectory() as place:
+        os.mkdir(f"{place}/home")
+        os.mkdir(f"{place}/project")
+        _take_in(own, Path(place, "project"), Path(place, "home"))

@@ -47,14 +47,15 @@ def _refused(place: Workplace, *words: str, status: int = 2) -> str:
 
 def test_a_project_of_ten_models_is_at_home(adopted: Workplace) -> None:
     said = _init(adopted, "--yes")
-    added = {line.removeprefix("added ") for line in said if line.startswith("added ")}
+    added = adopter.added_by("\n".join(said))
     assert len(added) == len(said) - 1
-    assert said[-1].startswith("exporter new")
+    assert said[-1] == "exporter new --all && exporter load && dbt build"
     for table in adopter.TABLES:
-        done = adopted.run("exporter", "new", table, "--yes")
-        assert done.returncode == 0, done.stderr
         added |= {f"models/staging/stg_{table}.{kind}" for kind in ("sql", "yml")}
     for turn in range(2):
+        _init(adopted, "--yes")
+        done = adopted.run("exporter", "new", "--all", "--yes")
+        assert done.returncode == 0, done.stderr
         assert adopted.run("exporter", "load").returncode == 0
         assert "PASS=" in adopted.dbt("build")
         if not turn:
@@ -85,8 +86,7 @@ def test_an_empty_folder_becomes_a_project(fresh: Workplace) -> None:
     fresh.query(fresh.core, adopter.CORE)
     said = _init(fresh)
     assert "added dbt_project.yml" in said
-    for table in adopter.TABLES:
-        assert fresh.run("exporter", "new", table, "--yes").returncode == 0
+    assert fresh.run("exporter", "new", "--all", "--yes").returncode == 0
     assert fresh.run("exporter", "load").returncode == 0
     assert "ERROR=0" in fresh.dbt("build")
     assert fresh.query(fresh.analytics, "select count(*) from stg_customer") == [(50,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import textwrap
 
@@ -239,9 +240,12 @@ def test_errors_say_where(models: Workplace) -> None:
         python(models, name, body, "unique_key='id'" if name == "nul" else "", head)
     done = models.run("dbt", "run", "--no-use-colors")
     assert done.returncode == 1
+    # `Failure in model NAME` up to dbt 1.11, `[ERROR]: in model NAME` from 1.12 on
+    parts = re.split(r"(?:Failure|\[ERROR\]:) in model (\w+) ", done.stdout)
+    of_model = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert of_model.keys() == REFUSED.keys()
     for name, (_, expected) in REFUSED.items():
-        _, _, said = done.stdout.partition(f"Failure in model {name} ")
-        said = said.partition("Failure in model ")[0]
+        said = of_model[name]
         for text in expected:
             assert text in said, (name, said)
         assert "exporter/python_models" not in said, said

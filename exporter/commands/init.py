@@ -115,4 +115,4 @@ def _next(root: Path, changes: list[Change]) -> list[str]:
     if not os.environ.get(cli.CORE):
         copy = "" if (root / ".env").exists() else "cp .env.example .env  "
         lines.append(f"{copy}# name the databases in .env")
-    return [*lines, "exporter new --all && exporter load && dbt build"]
+    return [*lines, "exporter new --all"]

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 # In the order of the help.
-_COMMANDS = ("new", "load", "check", "status", "verify", "state", "db", "docs", "demo")
+_COMMANDS = ("init", "new", "load", "check", "status", "verify", "state", "db", "docs", "demo")
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     ANALYTICS: "the destination; without it, the dbt profile's target",
     "BATCH_SIZE": "overrides batch_rows of every definition",
+    "DBT_PROJECT_DIR": "a folder in the dbt project, as for dbt; --project-dir wins",
     "DBT_PROFILES_DIR": "the folder of profiles.yml, as for dbt",
     "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
     "DBT_TARGET": "the profile's target, instead of its default",
@@ -177,6 +178,7 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
         "--project-dir",
         type=click.Path(path_type=Path, file_okay=False),
         default=".",
+        envvar="DBT_PROJECT_DIR",
         help="A folder in the dbt project.",
     )
     @click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")

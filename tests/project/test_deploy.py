@@ -138,6 +138,15 @@ def test_dockerfile() -> None:
 def test_wheel_holds_what_a_run_needs(tmp_path: Path) -> None:
     names = zipfile.ZipFile(_wheel(tmp_path)).namelist()
     assert {"dbt_exporter.py", "exporter/demo/demo.sql", "exporter/commands/load.py"} <= {*names}
+    assert "exporter/py.typed" in names
+    project = {name for name in names if name.startswith("exporter/project/")}
+    shipped = ["dbt_project.yml", "profiles.yml.example", ".env.example"]
+    for folder in ("macros", "models", "seeds", "tests/dbt"):  # not what an editor left there
+        listed = _run(["git", "-c", "safe.directory=*", "ls-files", folder], cwd=ROOT)
+        shipped += listed.stdout.split() or pytest.skip("no git here")
+    assert project == {f"exporter/project/{name}" for name in shipped}
+    others = {name for name in names if not name.startswith(("exporter/", "dbt_exporter-"))}
+    assert others == {"dbt_exporter.py"}
 
 
 def _wheel(folder: Path) -> Path:

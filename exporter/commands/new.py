@@ -124,7 +124,7 @@ def _decide(
 
 def _write(call: cli.Call, root: Path, source: Connection, plan: Plan) -> None:
     """Write the plan's files, and report its limits and what `exporter check` finds."""
-    from exporter.config import project
+    from exporter.config import choice, project
     from exporter.monitoring import check
     from exporter.scaffold import declaration
 
@@ -132,7 +132,7 @@ def _write(call: cli.Call, root: Path, source: Connection, plan: Plan) -> None:
         cli.out(str(project.shown(file)))
     for limit in plan.limits:
         call.console.say(limit, "warning", key=plan.key)
-    definition = project.choose(project.declared(root), (plan.key,))[0]
+    definition = choice.one(project.declared(root), plan.key)
     for finding in check.of_source(source, None, definition):
         if finding.status != "ok":
             text = "\n  → ".join([f"{finding.check}: {finding.message}", *finding.fix])

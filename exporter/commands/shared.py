@@ -119,18 +119,30 @@ class Call(NamedTuple):
         environment.require(root, *variables)
         return root
 
-    def definitions(self, keys: tuple[str, ...], *variables: str) -> list[Definition]:
-        """Return the definitions that the keys name; without keys, all. Raises UsageError."""
-        from exporter.config import environment, project
+    def definitions(self, words: tuple[str, ...], *variables: str) -> list[Definition]:
+        """Return the definitions that the words name; without words, all. Raises UsageError."""
+        from exporter.config import choice, environment, project
 
         root = self.root()
-        chosen = project.choose(project.definitions(root), keys)
+        chosen = choice.choose(project.definitions(root), words)
         environment.require(root, *variables)
         return chosen
 
+    def definition(self, key: str, *variables: str) -> Definition:
+        """Return the definition with this very key. Raises UsageError."""
+        from exporter.config import choice, environment, project
+
+        root = self.root()
+        found = choice.one(project.definitions(root), key)
+        environment.require(root, *variables)
+        return found
+
 
 class Key(click.types.StringParamType):
-    """The key of a definition; a shell completes it from those of the project."""
+    """The key of a definition, or where several may be given, a pattern of keys or a tag.
+
+    A shell completes it from those of the project.
+    """
 
     name = "key"
 
@@ -140,7 +152,7 @@ class Key(click.types.StringParamType):
         """Return the keys that begin like that; none where the project cannot be read."""
         from click.shell_completion import CompletionItem
 
-        from exporter.config import environment, project
+        from exporter.config import choice, environment, project
 
         try:
             root = project.find(ctx.params.get("project_dir") or Path())
@@ -148,11 +160,17 @@ class Key(click.types.StringParamType):
             found = project.declared(root)
         except Exception:  # noqa: BLE001  a message would end up in the prompt
             return []
-        given = ctx.params.get(param.name or "") or ()
+        given = tuple(ctx.params.get(param.name or "") or ())
+        # bash takes tag:nightly for three words, and completes the last of them.
+        parted = given[-2:] == ("tag", ":") or (*given[-1:], incomplete) == ("tag", ":")
+        typed = choice.TAG + incomplete.lstrip(":") if parted else incomplete
+        names = {one.key: str(one.destination) for one in found}
+        if param.nargs != 1:
+            names |= {choice.TAG + tag: "a tag" for one in found for tag in one.tags}
         return [
-            CompletionItem(definition.key, help=str(definition.destination))
-            for definition in found
-            if definition.key.startswith(incomplete) and definition.key not in given
+            CompletionItem(name.removeprefix(choice.TAG) if parted else name, help=about)
+            for name, about in names.items()
+            if name.startswith(typed) and name not in given
         ]
 
 

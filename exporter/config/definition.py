@@ -101,6 +101,7 @@ class Definition(NamedTuple):
     destination: Destination
     batch_rows: int
     freshness: Freshness | None = None
+    tags: tuple[str, ...] = ()  # dbt's, of the source table
 
 
 def parse(
@@ -111,6 +112,7 @@ def parse(
     table: str,
     schema: str,
     freshness: Sequence[Any] = (),
+    tags: Sequence[Any] = (),
 ) -> Definition:
     """Return the definition in ``config.meta.exporter``. Raises DefinitionError.
 
@@ -126,6 +128,7 @@ def parse(
         destination=_destination(reader, key, schema, table, origin),
         batch_rows=reader.positive("batch_rows"),
         freshness=_freshness(freshness, where),
+        tags=tuple(map(str, tags)),
     )
 
 

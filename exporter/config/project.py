@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from exporter.config.choice import tags_of
 from exporter.config.definition import Definition, parse
-from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
+from exporter.errors import DefinitionError, ProjectError
 
 LONGEST = 63  # bytes of an identifier
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -46,13 +47,12 @@ def definitions(root: Path) -> list[Definition]:
 def declared(root: Path) -> list[Definition]:
     """Return every definition of the project; there may be none. Raises DefinitionError."""
     config = read(root / "dbt_project.yml")
-    variables = config.get("vars") or {}
     found: dict[str, Definition] = {}
     for folder in model_paths(root, config):
         for file in sorted(folder.rglob("*.y*ml")):
             if "exporter" not in file.read_text(encoding="utf-8"):
                 continue
-            for definition in _definitions_of(root, file, variables):
+            for definition in _definitions_of(root, file, config, folder):
                 key, where = definition.key, definition.where
                 if key in found:
                     raise DefinitionError(f"{where}: key {key} stands in {found[key].where} too")
@@ -81,15 +81,6 @@ def model_paths(root: Path, config: dict[str, Any]) -> list[Path]:
     return [root / folder for folder in config.get("model-paths") or ["models"]]
 
 
-def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definition]:
-    """Return the definitions that the keys name; all without keys. Raises UsageError."""
-    by_key = {definition.key: definition for definition in everything}
-    for key in keys:
-        if key not in by_key:
-            raise UsageError(f"no definition has the key {key}", hint=nearest(key, by_key))
-    return [by_key[key] for key in dict.fromkeys(keys)] if keys else everything
-
-
 def read(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises DefinitionError."""
     try:
@@ -102,7 +93,10 @@ def read(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterator[Definition]:
+def _definitions_of(
+    root: Path, file: Path, project: dict[str, Any], folder: Path
+) -> Iterator[Definition]:
+    variables = project.get("vars") or {}
     for source in read(file).get("sources") or []:
         for table in source.get("tables") or []:
             config = table.get("config") or {}
@@ -120,6 +114,11 @@ def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterat
                     render(level.get("freshness", {}), variables, where)
                     for level in (source, source.get("config") or {}, table, config)
                 ],
+                tags=render(
+                    tags_of(project, file.parent.relative_to(folder), source, table),
+                    variables,
+                    where,
+                ),
             )
 
 

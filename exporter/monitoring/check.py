@@ -15,6 +15,7 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition, project
+from exporter.config.choice import choose
 from exporter.config.environment import require
 from exporter.errors import DriftError, ExporterError
 from exporter.load import dry_run
@@ -45,7 +46,7 @@ def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
     definitions: list[Definition] = []
     yield from _tried("definitions", "definitions", _definitions(root, definitions))
     if definitions:
-        definitions = project.choose(definitions, keys)
+        definitions = choose(definitions, keys)
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Connection] = {}
         for subject in _VARIABLES:

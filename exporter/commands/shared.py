@@ -26,6 +26,7 @@ CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 _COMMANDS = ("new", "load", "check", "status", "verify", "state", "db", "docs", "demo")
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
+    "DATABASE_URL_NAME": "another source, of definitions with source.database: NAME",
     ANALYTICS: "the destination; without it, the dbt profile's target",
     "BATCH_SIZE": "overrides batch_rows of every definition",
     "DBT_PROFILES_DIR": "the folder of profiles.yml, as for dbt",
@@ -119,22 +120,29 @@ class Call(NamedTuple):
         environment.require(root, *variables)
         return root
 
-    def definitions(self, words: tuple[str, ...], *variables: str) -> list[Definition]:
-        """Return the definitions that the words name; without words, all. Raises UsageError."""
+    def definitions(
+        self, words: tuple[str, ...], *, source: bool = True, destination: bool = True
+    ) -> list[Definition]:
+        """Return the definitions that the words name; without words, all. Raises UsageError.
+
+        Where their ``source`` or ``destination`` is needed, its variable is checked.
+        """
         from exporter.config import choice, environment, project
 
         root = self.root()
         chosen = choice.choose(project.definitions(root), words)
-        environment.require(root, *variables)
+        environment.require(root, *([ANALYTICS] if destination else []))
+        environment.require_sources(chosen if source else ())
         return chosen
 
-    def definition(self, key: str, *variables: str) -> Definition:
+    def definition(self, key: str, *, source: bool = True) -> Definition:
         """Return the definition with this very key. Raises UsageError."""
         from exporter.config import choice, environment, project
 
         root = self.root()
         found = choice.one(project.definitions(root), key)
-        environment.require(root, *variables)
+        environment.require(root, ANALYTICS)
+        environment.require_sources([found] if source else ())
         return found
 
 

@@ -33,7 +33,7 @@ def command(call: cli.Call, keys: tuple[str, ...], as_json: bool) -> None:
     """
     from exporter.monitoring import status
 
-    chosen = call.definitions(keys, cli.ANALYTICS)
+    chosen = call.definitions(keys, source=False)
     if keys == (chosen[0].key,):
         found = status.recent_runs(chosen[0])
         lines = _table_of_runs(chosen[0].key, found)

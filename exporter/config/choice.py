@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import PurePath
 from typing import Any
 
 from exporter.config.definition import Definition
@@ -55,25 +54,14 @@ def _named(everything: list[Definition], word: str) -> list[Definition]:
     return found
 
 
-def tags_of(project: dict[str, Any], folder: PurePath, source: Any, table: Any) -> list[Any]:
-    """Return the tags that dbt gives a source table, wherever they are declared.
+def tags_of(source: Any, table: Any) -> list[Any]:
+    """Return the tags that dbt gives a source table: its own and those of its source.
 
-    They add up: those of ``dbt_project.yml``, down the path of folders, of the source, of the
-    table. ``folder`` is the file's, below the project's models.
+    dbt takes none of ``dbt_project.yml``.
     """
     found: list[Any] = []
-    level = project.get("sources")
-    for name in (project.get("name"), *folder.parts, source["name"], table["name"], None):
-        if not isinstance(level, dict):
-            break
-        found += _listed(level.get("+tags", level.get("tags")))
-        level = level.get(name)
     for declared in (source, table):
-        found += _listed(declared.get("tags")) + _listed((declared.get("config") or {}).get("tags"))
+        found += declared.get("tags") or []
+        tags = (declared.get("config") or {}).get("tags") or []
+        found += tags if isinstance(tags, list) else [tags]
     return found
-
-
-def _listed(tags: Any) -> list[Any]:
-    if tags is None or isinstance(tags, dict):
-        return []
-    return [tags] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)

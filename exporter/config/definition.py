@@ -47,6 +47,12 @@ class SourceTable(NamedTuple):
     read: str  # auto, scan or cursor
     scan_below: int  # bytes
     sweep: timedelta | None  # None: never
+    database: str = "CORE"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names its database."""
+        return f"DATABASE_URL_{self.database}"
 
     @property
     def name(self) -> sql.Identifier:
@@ -113,14 +119,16 @@ def parse(
     schema: str,
     freshness: Sequence[Any] = (),
     tags: Sequence[Any] = (),
+    database: Any = None,
 ) -> Definition:
     """Return the definition in ``config.meta.exporter``. Raises DefinitionError.
 
-    ``freshness`` are the values of dbt's key of that name, the table's after its source's.
+    ``freshness`` are the values of dbt's key of that name, the table's after its source's;
+    ``database`` is what holds for all tables of the source.
     """
     reader = Values(meta, where)
     key = reader.text("key", f"{source}.{table}")
-    origin = _source(reader)
+    origin = _source(reader, database)
     return Definition(
         key=key,
         where=where,
@@ -132,7 +140,7 @@ def parse(
     )
 
 
-def _source(reader: Values) -> SourceTable:
+def _source(reader: Values, database: Any) -> SourceTable:
     columns, expressions = reader.columns("source.columns")
     source = SourceTable(
         where=reader.where,
@@ -145,6 +153,7 @@ def _source(reader: Values) -> SourceTable:
         read=reader.choice("source.read", ("auto", "scan", "cursor")),
         scan_below=reader.size("source.scan_below"),
         sweep=reader.time_or_never("source.sweep"),
+        database=reader.database("source.database", database),
     )
     for name in source.order:
         if name in expressions:

@@ -47,12 +47,13 @@ def definitions(root: Path) -> list[Definition]:
 def declared(root: Path) -> list[Definition]:
     """Return every definition of the project; there may be none. Raises DefinitionError."""
     config = read(root / "dbt_project.yml")
+    variables = config.get("vars") or {}
     found: dict[str, Definition] = {}
     for folder in model_paths(root, config):
         for file in sorted(folder.rglob("*.y*ml")):
             if "exporter" not in file.read_text(encoding="utf-8"):
                 continue
-            for definition in _definitions_of(root, file, config, folder):
+            for definition in _definitions_of(root, file, variables):
                 key, where = definition.key, definition.where
                 if key in found:
                     raise DefinitionError(f"{where}: key {key} stands in {found[key].where} too")
@@ -93,10 +94,7 @@ def read(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _definitions_of(
-    root: Path, file: Path, project: dict[str, Any], folder: Path
-) -> Iterator[Definition]:
-    variables = project.get("vars") or {}
+def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterator[Definition]:
     for source in read(file).get("sources") or []:
         for table in source.get("tables") or []:
             config = table.get("config") or {}
@@ -114,12 +112,20 @@ def _definitions_of(
                     render(level.get("freshness", {}), variables, where)
                     for level in (source, source.get("config") or {}, table, config)
                 ],
-                tags=render(
-                    tags_of(project, file.parent.relative_to(folder), source, table),
-                    variables,
-                    where,
-                ),
+                tags=render(tags_of(source, table), variables, where),
+                database=render(_of_all(source, where), variables, where),
             )
+
+
+def _of_all(source: dict[str, Any], where: str) -> Any:
+    """Return the database that a dbt source names for all its tables, if it does."""
+    meta = ((source.get("config") or {}).get("meta") or {}).get("exporter")
+    if meta is not None and (not isinstance(meta, dict) or set(meta) - {"database"}):
+        raise DefinitionError(
+            f"{where}: config.meta.exporter of the source {source['name']} has database alone;"
+            " what else is said is said of each table"
+        )
+    return meta["database"] if meta else None
 
 
 def _line(file: Path, name: str) -> int:

@@ -142,7 +142,7 @@ def command(
 
 
 def _chosen(call: cli.Call, keys: tuple[str, ...], wanted: Wanted) -> list[Definition]:
-    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
+    chosen = call.definitions(keys)
     for definition in chosen:
         if wanted.span and definition.destination.mode == "append":
             raise UsageError(
@@ -150,6 +150,11 @@ def _chosen(call: cli.Call, keys: tuple[str, ...], wanted: Wanted) -> list[Defin
                 " rows twice",
                 hint="give it conflict_columns, or run with --full-refresh",
             )
+    return with_batch_size(chosen)
+
+
+def with_batch_size(chosen: list[Definition]) -> list[Definition]:
+    """Return the definitions, with BATCH_SIZE in place of their own. Raises SettingError."""
     rows = _batch_size()
     return [definition._replace(batch_rows=rows) for definition in chosen] if rows else chosen
 

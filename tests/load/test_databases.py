@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Workplace
+from tests.load.test_dask import running_cluster
 
 DOWN = "postgresql://nobody@127.0.0.1:1/none?connect_timeout=1"
 SOURCES = """
@@ -169,3 +170,29 @@ def test_what_is_wrong_is_refused(place: Workplace, wrong: str, said: str) -> No
     file.write_text(SOURCES.replace("{database: BILLING}", wrong))
     done = place.run("exporter", "load")
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_a_cluster_reads_from_each(place: Workplace, billing: str) -> None:
+    """A first load that is large enough to go to the workers by ranges, too."""
+    pytest.importorskip("distributed")
+    place.query(
+        billing,
+        "insert into line select i, repeat(md5(i::text), 40) from generate_series(6, 55000) i",
+    )
+    place.query(billing, "vacuum analyze line")
+    known = {"DATABASE_URL_BILLING": billing}
+    with running_cluster(place, environments=(known, known)) as cluster:
+        for _ in range(2):
+            place.load("--scheduler", cluster.address, **known)
+    expected, found = (
+        place.query(
+            address,
+            f"select count(*), md5(string_agg(md5(text), ',' order by id)) from {table}",
+        )
+        for address, table in ((billing, "line"), (place.analytics, "analytics_raw.line"))
+    )
+    assert found == expected
+    rows = _rows(place)
+    assert {name: rows[name] for name in ("item", "invoice", "again")} == {
+        name: EXPECTED[name] for name in ("item", "invoice", "again")
+    }

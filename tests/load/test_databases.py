@@ -145,16 +145,17 @@ def test_a_position_is_of_one_database(place: Workplace, billing: str) -> None:
 
 
 def test_new_writes_it(place: Workplace, billing: str) -> None:
-    place.query(billing, "create table refund (id bigint primary key)")
-    done = place.run(
-        "exporter", "new", "--list", "--database", "BILLING", DATABASE_URL_BILLING=billing
-    )
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["TABLE", "refund"]
-    done = place.run(
-        "exporter", "new", "--database", "BILLING", "refund", DATABASE_URL_BILLING=billing
-    )
+    """Also for a table whose namesake in the core database is declared."""
+    place.query(billing, 'create table "StatEvent" (id bigint primary key)')
+    known = {"DATABASE_URL_BILLING": billing}
+    done = place.run("exporter", "new", "--list", "--database", "BILLING", **known)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["TABLE", "StatEvent"]
+    words = ("--database", "BILLING", "StatEvent", "--key", "Theirs", "--name", "theirs")
+    done = place.run("exporter", "new", *words, **known)
     assert done.returncode == 0, done.stderr
-    place.load("refund", DATABASE_URL_BILLING=billing)
+    place.query(billing, 'insert into "StatEvent" values (7)')
+    place.load("Theirs", **known)
+    assert place.query(place.analytics, "select id from analytics_raw.theirs") == [(7,)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from exporter.config import project
+from exporter.config.definition import Definition
 from exporter.errors import DefinitionError, SettingError
 
 # The profile's name of a setting → libpq's.
@@ -49,6 +51,22 @@ def require(root: Path, *variables: str) -> None:
                 os.environ["DATABASE_URL_ANALYTICS"] = found
     for variable in variables:
         url(variable)
+
+
+def require_sources(definitions: Iterable[Definition]) -> None:
+    """Check that the variables of the definitions' databases hold URLs. Raises SettingError."""
+    checked: set[str] = set()
+    for definition in definitions:
+        variable = definition.source.variable
+        try:
+            if variable not in checked:
+                url(variable)
+        except SettingError as error:
+            if definition.source.database == "CORE":
+                raise
+            message = f"{error.message}: {definition.where} reads from it"
+            raise SettingError(message, hint=error.hint) from None
+        checked.add(variable)
 
 
 def url(variable: str) -> str:

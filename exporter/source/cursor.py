@@ -231,7 +231,8 @@ class CursorReader(RelationReader):
         if self.horizon.blind:
             return (
                 "the transactions of other roles are hidden, only the lookback covers them;"
-                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
+                " GRANT pg_read_all_stats TO the role of"
+                f" {self._declared.variable}"
             )
         return ""
 

@@ -222,6 +222,30 @@ def test_dockerfile_step_by_step(product: Workplace) -> None:
         shutil.rmtree(root)
 
 
+def test_airflow(product: Workplace) -> None:
+    """The DAG as Airflow itself reads it, where there is one; its commands exist in any case."""
+    text = (DEPLOY / "airflow_dag.py").read_text()
+    compile(text, "airflow_dag.py", "exec")
+    (command,) = re.findall(r'return f?"(.*exporter load.*)"', text)
+    check_command(command.replace("{PROGRAMS}/", ""))
+    airflow = os.environ.get("AIRFLOW_PYTHON")
+    if not airflow:
+        pytest.skip("compiled; AIRFLOW_PYTHON names no Python with Airflow to parse it")
+    program = (
+        "from airflow.models import DagBag\n"
+        f"bag = DagBag({str(DEPLOY / 'airflow_dag.py')!r}, include_examples=False)\n"
+        "assert not bag.import_errors, bag.import_errors\n"
+        "found = {d: sorted(dag.task_ids) for d, dag in bag.dags.items()}\n"
+        "assert found == {'analytics': ['build', 'land'], 'analytics_python': ['build', 'land']}\n"
+        "for dag in bag.dags.values():\n"
+        "    assert dag.get_task('build').upstream_task_ids == {'land'}\n"
+    )
+    environment = {**os.environ, "AIRFLOW_HOME": str(product.folder / "airflow")}
+    environment.pop("PYTHONWARNINGS", None)
+    done = _run([airflow, "-c", program], env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long
 def test_dagster(product: Workplace, tmp_path: Path) -> None:
     """The nightly job, run by Dagster in an environment of its own."""

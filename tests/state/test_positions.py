@@ -140,7 +140,8 @@ def test_state_refuses(items: Workplace, words: tuple[str, ...], said: str) -> N
 def test_state_is_not_changed_under_a_running_load(items: Workplace) -> None:
     number = "select objid::bigint | classid::bigint << 32 from pg_locks where locktype='advisory'"
     with psycopg.connect(items.analytics, autocommit=True) as holder:
-        from exporter.config.project import choose, definitions
+        from exporter.config.choice import choose
+        from exporter.config.project import definitions
         from exporter.state import position as state
 
         state.lock(holder, choose(definitions(items.folder), ("Item",))[0].destination)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ class Rehearsal(NamedTuple):
     batch_rows: int
     path: str
     how: str
+    by_transaction: bool  # of the rows, and not by a cursor
     cursor: Position | None
     watermark: Position | None
     horizon: str
@@ -50,15 +51,23 @@ class Rehearsal(NamedTuple):
         cursor, watermark = state.as_dict(self.cursor), state.as_dict(self.watermark)
         return self._asdict() | {"cursor": cursor, "watermark": watermark}
 
+    @property
+    def _position(self) -> list[str]:
+        if self.by_transaction:
+            return [f"  reads from  {f'transaction {self.cursor}' if self.cursor else 'the start'}"]
+        return [
+            f"  reads from  {self.watermark or 'the start'}",
+            f"  has landed  {self.cursor or 'nothing yet'}",
+            f"  open since  {self.horizon}: the oldest transaction at the source",
+            f"  then from   {self.safe or 'the start'}: what the next load reads from",
+        ]
+
     def lines(self) -> list[str]:
         """Return the same for people; statements come whole, to be pasted."""
         found = [
             f"{self.key}: {self.path}, {self.how}",
             f"  definition  {self.where}, {self.mode}, batches of {self.batch_rows:,} rows",
-            f"  reads from  {self.watermark or 'the start'}",
-            f"  has landed  {self.cursor or 'nothing yet'}",
-            f"  open since  {self.horizon}: the oldest transaction at the source",
-            f"  then from   {self.safe or 'the start'}: what the next load reads from",
+            *self._position,
             f"  rows        {_rows(self.rows_expected)} of {_rows(self.rows_of_table)}, as the"
             " planner sees them",
         ]
@@ -138,6 +147,7 @@ def _described(
         batch_rows=definition.batch_rows,
         path=plan.path,
         how=plan.how(),
+        by_transaction=not plan.order,
         cursor=stored.cursor,
         watermark=stored.watermark,
         horizon=plan.horizon.oldest_open if plan.horizon else "",

@@ -188,10 +188,16 @@ def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
         if plan.unseen:
             say(plan.unseen)
         safe = plan.bound.value if plan.bound else None
-        say(
+        by_cursor = (
             f"reads from {stored.watermark or 'the start'}, has landed up to"
             f" {stored.cursor or 'nothing yet'}; transactions are open since {horizon.oldest_open},"
-            f" the next load reads from {safe or 'the start'} on",
+            f" the next load reads from {safe or 'the start'} on"
+        )
+        by_transaction = f"reads what transaction {stored.cursor} and later ones wrote"
+        if stored.cursor is None:
+            by_transaction = "reads everything"
+        say(
+            by_cursor if plan.order else by_transaction,
             "debug",
             "window",
             cursor=stored.cursor,

@@ -21,8 +21,8 @@ from exporter.source.snapshot import TRUE, changed_since
 from exporter.state import Judgement, Position, State, Worth
 from exporter.wire import Connection, Limit
 
-_SHARED = 32_768  # blocks, 256 MB: worth to be read by several sessions
-_STEP = 8192  # blocks of a range: few of their rows travel
+_SHARED = 8192  # blocks, 64 MB: worth to be read by several sessions
+_STEP = 4096  # blocks of a range: few of their rows travel
 _EPOCH = 2**32  # transactions, after which a row that was never changed can look new
 
 

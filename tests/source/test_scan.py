@@ -96,8 +96,17 @@ def test_a_row_of_a_transaction_that_was_open(place: Workplace) -> None:
         place.load("Item")
         place.query(place.core, "insert into item values (9002, 'meanwhile')")
         place.load("Item")
-        late.commit()
-    _equal(place)
+        # A row that is certainly new, before those of the old transaction.
+        with psycopg.connect(place.core, autocommit=True) as alone:
+            alone.execute("delete from item where id < 500")
+            late.commit()
+            alone.execute("vacuum item")
+            alone.execute("insert into item values (1, 'in the first block')")
+    place.load("Item")
+    found = "select id, v from {} where id > 8999 or id = 1 order by id"
+    assert place.query(place.core, found.format("item")) == place.query(
+        place.analytics, found.format("analytics_raw.item")
+    )
 
 
 def test_a_table_without_a_primary_key(place: Workplace) -> None:
@@ -219,6 +228,24 @@ def test_another_way_of_reading(place: Workplace) -> None:
     assert "is scanned, and has no cursor for --since" in error
 
 
+def test_a_small_table_is_scanned_beside_its_cursor(place: Workplace) -> None:
+    place.query(
+        place.core,
+        "create table item (id int primary key, at timestamptz default now(), v text);"
+        "create index on item (at, id); insert into item select generate_series(1, 9)",
+    )
+    cursor = "          cursor: {field: at, id_field: id}\n        deletes: remove\n"
+    place.define(f"{ITEM}{cursor}        conflict_columns: [id]\n")
+    _equal(place)
+    place.query(
+        place.core,
+        "insert into item values (20, '2001-01-01'); update item set v = 'silent' where id = 3;"
+        "delete from item where id = 4; insert into item values (21)",
+    )
+    done = _equal(place)
+    assert (done["rows_read"], done["rows_deleted"], done["rows_swept"]) == (3, 1, 0)
+
+
 # -- logs
 
 
@@ -228,6 +255,7 @@ def test_a_log_lands_each_row_once(place: Workplace) -> None:
     with psycopg.connect(place.core) as late, psycopg.connect(place.core) as other:
         late.execute("insert into item values (1, 'of an open transaction')")
         other.execute("insert into item values (1, 'that is rolled back')")
+        place.query(place.core, "insert into item values (1, 'younger, and committed')")
         assert place.load("Item")["rows_read"] == 2000
         place.query(place.core, "insert into item values (1, 'after it')")
         assert place.load("Item")["rows_read"] == 0  # an older writer is open
@@ -235,7 +263,7 @@ def test_a_log_lands_each_row_once(place: Workplace) -> None:
             late.execute("insert into item values (2, 'of a savepoint')")
         late.commit()
         other.rollback()
-    assert _equal(place)["rows_read"] == 3
+    assert _equal(place)["rows_read"] == 4
     assert _equal(place)["rows_read"] == 0
     with psycopg.connect(place.core, autocommit=True) as alone:
         alone.execute("vacuum full item")
@@ -246,7 +274,7 @@ def test_a_log_lands_each_row_once(place: Workplace) -> None:
     done = place.run("exporter", "load")
     assert "a log goes on behind its position" in done.stderr
     assert place.query(place.analytics, "select id from analytics_raw.item") == [(4,)]
-    assert place.load("Item", "--full-refresh")["rows_read"] == 2005
+    assert place.load("Item", "--full-refresh")["rows_read"] == 2006
     _equal(place)
 
 
@@ -307,3 +335,39 @@ def test_a_log_that_was_killed_in_its_first_load(place: Workplace) -> None:
         "select count(*), count(*) filter (where v = 'in an old block') from analytics_raw.item",
     )
     assert found == [(2009, 9)]
+
+
+def test_a_large_scan_is_shared(place: Workplace) -> None:
+    place.define(ITEM)
+    place.query(
+        place.core,
+        "create table item (id int primary key, v text);"
+        "insert into item select n, repeat('x', 1700) from generate_series(1, 60000) n",
+    )
+    place.load("Item", "-j", "2")
+    place.query(place.core, "update item set v = 'changed' where id % 100 = 0")
+    done = place.run("exporter", "load", "-v", "-j", "2")
+    assert done.returncode == 0
+    assert "scan: from block 0 of 15,0" in done.stderr
+    assert "600 rows read, 600 written" in done.stdout
+    compare(place, "public.item", "analytics_raw.item")
+    # One that was killed in the middle begins again: what it had not seen may lie before its place.
+    place.query(place.core, "update item set v = 'again' where id in (1, 59999)")
+    place.query(place.analytics, "update analytics_raw._exporter_state set next_block = 8192")
+    assert _equal(place, "-j", "2")["rows_read"] == 2
+    assert _equal(place)["rows_read"] == 0
+
+
+def test_a_log_whose_load_stops_between_its_rows_and_its_end(place: Workplace) -> None:
+    place.define(LOG)
+    place.query(place.core, KEYLESS)
+    place.load("Item")
+    place.query(place.core, "insert into item values (1, 'new')")
+    place.query(
+        place.analytics,
+        "alter table analytics_raw._exporter_runs add constraint never check (status <> 'ok')"
+        " not valid",
+    )
+    assert place.run("exporter", "load").returncode == 1
+    place.query(place.analytics, "alter table analytics_raw._exporter_runs drop constraint never")
+    _equal(place)

@@ -8,7 +8,6 @@ position only after the destination has it on disk.
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition
-from exporter.errors import DatabaseError, ExporterError
+from exporter.errors import DatabaseError, ExporterError, StoppedError
 from exporter.load import worth
 from exporter.load.transfer import Attempt
 from exporter.raw import RawTable
@@ -32,8 +31,15 @@ from exporter.state import Binding, Position, Result, State, record, record_fail
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.terminal import Console, signals
-from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
-from exporter.wire import replication
+from exporter.wire import (
+    Connection,
+    Sessions,
+    connect,
+    first_line,
+    replication,
+    stopped_in_order,
+    with_retries,
+)
 from exporter.wire.replication import lsn_number, lsn_text
 
 # Copies tables that the slot is about to be read for, and yields a result for each.
@@ -142,12 +148,11 @@ class _Load:
         server = observe(source, State()).server
         remembered.lock(destination, server.database)
         slot = self._slot(server.cluster, server.database)
-        tables = [self._look(one) for one in self._definitions]
+        tables = [self._look(one) for one in self._definitions]  # before anything is made
         slot = self._published(slot, server.cluster, server.database)
-        tables = [self._look(table.definition) for table in tables] if slot.lsn is None else tables
         if slot.lsn is None:
             slot = self._made(slot, server.cluster, server.database)
-            tables = [self._look(table.definition) for table in tables]
+            tables = [self._look(one) for one in self._definitions]
         copied = [table for table in tables if self._is_to_copy(table)]
         if copied:
             followed = self._copied(copied)
@@ -246,6 +251,8 @@ class _Load:
             ]
             for result in self._copy(chosen, refresh) if chosen else ():
                 self.results[result.key] = result
+                if isinstance(result.error, StoppedError):
+                    raise result.error
                 if result.error is None:
                     done.append(originals[result.key])
         return done

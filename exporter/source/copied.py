@@ -96,7 +96,7 @@ class CopyReader(ScanReader):
             )
         self._empty = empty
         self._current = stored
-        plan = Plan(path="changes", stream=self._stream(target), order=(), begin=stored)
+        plan = Plan(path="changes", stream=self._stream(target), order=(), begin=stored, horizon=self.horizon)
         if self._follows(stored) and not wanted.full_refresh:
             self._finish = lambda: stored
             return plan

@@ -15,5 +15,3 @@ def command(context: click.Context, call: cli.Call) -> None:
     """Show the replication slots at the source, and the WAL that they hold back."""
     if context.invoked_subcommand is None:
         _show(call)
-
-

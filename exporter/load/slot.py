@@ -107,9 +107,7 @@ class _Load:
         self._began = time.monotonic()
         self.results = {one.key: Result(one.key) for one in definitions}
 
-    def say(
-        self, text: str, level: str = "info", event: str = "notice", **values: object
-    ) -> None:
+    def say(self, text: str, level: str = "info", event: str = "notice", **values: object) -> None:
         """Tell something that concerns the slot."""
         self._console.say(text, level, key=self._definitions[0].key, event=event, **values)
 
@@ -177,7 +175,9 @@ class _Load:
         else:
             return known
         if why:
-            self.say(f"the slot {known.name} {why}: it is made anew, and its tables copied", "warning")
+            self.say(
+                f"the slot {known.name} {why}: it is made anew, and its tables copied", "warning"
+            )
         slots.drop(self._source, known.name)
         remembered.forget(self._destination, known.name)
         return None

@@ -153,7 +153,9 @@ class ChangesStaging:
         """Take from raw what staged rows keep of it. Raises DriftError where it has no such row."""
         raw = self._raw
         taken = [
-            sql.SQL("{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::text else s.{0} end").format(
+            sql.SQL(
+                "{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::text else s.{0} end"
+            ).format(
                 sql.Identifier(f"_{place}"),
                 sql.Literal(place + 1),
                 sql.Identifier(column.name),
@@ -170,9 +172,9 @@ class ChangesStaging:
         )
         execute = self._destination.execute
         execute(
-            sql.SQL("update {} s set _op = 'u', {} from {} r where s._op in ('p', 'i') and {}").format(
-                self._name, _COMMA.join(taken), raw.name, under
-            )
+            sql.SQL(
+                "update {} s set _op = 'u', {} from {} r where s._op in ('p', 'i') and {}"
+            ).format(self._name, _COMMA.join(taken), raw.name, under)
         )
         # The rest of the columns is newer than the row.
         execute(sql.SQL("update {} set _op = 'u' where _op = 'i'").format(self._name))

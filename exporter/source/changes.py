@@ -72,7 +72,6 @@ class Changes:
         self.emptied = False  # before these rows
         self.patches = False  # some rows are to be completed from raw
 
-
     @property
     def removals(self) -> int:
         """How many of the rows are gone."""
@@ -148,7 +147,12 @@ class _Layout:
             fields.append(row[place:end])
             place = end
         count = len(self.key_places)
-        op, kept, under, values = fields[0][4:], fields[1][4:], fields[2 : 2 + count], fields[2 + count :]
+        op, kept, under, values = (
+            fields[0][4:],
+            fields[1][4:],
+            fields[2 : 2 + count],
+            fields[2 + count :],
+        )
         found: Fields = [*values]
         for number, mark in enumerate(kept):
             if mark == ord("1"):

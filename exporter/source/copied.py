@@ -96,7 +96,13 @@ class CopyReader(ScanReader):
             )
         self._empty = empty
         self._current = stored
-        plan = Plan(path="changes", stream=self._stream(target), order=(), begin=stored, horizon=self.horizon)
+        plan = Plan(
+            path="changes",
+            stream=self._stream(target),
+            order=(),
+            begin=stored,
+            horizon=self.horizon,
+        )
         if self._follows(stored) and not wanted.full_refresh:
             self._finish = lambda: stored
             return plan
@@ -221,7 +227,9 @@ class CopyReader(ScanReader):
                 hint=f"exporter.source.exclude: [{', '.join(computed)}]",
             )
         keys = frozenset(self._definition.destination.conflict_columns)
-        for one in slots.identities(self._source, [heap.oid for heap in table.heaps] or [table.oid]):
+        for one in slots.identities(
+            self._source, [heap.oid for heap in table.heaps] or [table.oid]
+        ):
             if not one.logged:
                 raise SourceError(
                     f"{where}: {one.name} is unlogged: it has no changes",

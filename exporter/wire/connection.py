@@ -88,9 +88,7 @@ _direct: set[str] = set()  # URLs that lead to a server, or to a pool in session
 _looking = threading.Lock()  # one session at a time looks where its URL leads
 
 
-def connect(
-    variable: str, name: str = "dbt-exporter", *, replication: bool = False
-) -> Connection:
+def connect(variable: str, name: str = "dbt-exporter", *, replication: bool = False) -> Connection:
     """Open an autocommit session on the database that a variable names. Raises DatabaseError.
 
     ``name`` is what others see of it, unless the URL says otherwise. A session for ``replication``

@@ -308,8 +308,9 @@ def _recent(source: Connection, table: Table, cursor: Column, horizon: Horizon, 
     if cursor.name in table.indexed or place == 1:
         row = source.execute(
             sql.SQL(
-                "select {0}::text from {1} where {0} <= {2} and {0} > {3}"
-                " order by {0} desc offset {4} limit 1"
+                # By the table's column: a bare name would be that of the text that is selected.
+                "select {0}::text from {1} t where {0} <= {2} and {0} > {3}"
+                " order by t.{0} desc offset {4} limit 1"
             ).format(sql.Identifier(cursor.name), table.declared.name, clock, before, place - 1)
         ).fetchone()
         if row:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 # In the order of the help.
-_COMMANDS = ("new", "load", "check", "status", "verify", "state", "db", "docs", "demo")
+_COMMANDS = ("new", "load", "check", "status", "verify", "state", "slots", "db", "docs", "demo")
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     ANALYTICS: "the destination; without it, the dbt profile's target",

@@ -26,7 +26,7 @@ from exporter.raw.changes import ChangesStaging
 from exporter.source import keyed, slots
 from exporter.source.changes import Chunk, Gatherer, Grown, Member
 from exporter.source.copied import CopyReader
-from exporter.source.snapshot import observe
+from exporter.source.snapshot import Server, observe
 from exporter.state import Binding, Position, Result, State, record, record_failure
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
@@ -145,11 +145,12 @@ class _Load:
         slots.refuse_unfit(source)
         server = observe(source, State()).server
         remembered.lock(destination, server.database)
-        slot = self._slot(server.cluster, server.database)
+        slot = self._slot(server)
         tables = [self._look(one) for one in self._definitions]  # before anything is made
-        slot = self._published(slot, server.cluster, server.database)
+        slot, added = self._published(slot, server)
         if slot.lsn is None:
-            slot = self._made(slot, server.cluster, server.database)
+            slot = self._made(slot, server)
+        if added:
             tables = [self._look(one) for one in self._definitions]
         copied = [table for table in tables if self._is_to_copy(table)]
         if copied:
@@ -158,9 +159,9 @@ class _Load:
             tables += [self._look(one) for one in followed]
         self._stream(slot, tables)
 
-    def _slot(self, cluster: str | None, database: str) -> Slot | None:
+    def _slot(self, server: Server) -> Slot | None:
         """Return the slot as it was left; None where there is none, or none to go on with."""
-        known = remembered.of_source(self._destination, cluster, database)
+        known = remembered.of_source(self._destination, server.cluster, server.database)
         if known is None:
             return None
         found = next(iter(slots.find(self._source, known.name)), None)
@@ -206,21 +207,35 @@ class _Load:
             why = reader.why_copy(stored, binding, empty=empty)
         return _Table(found, reader, stored, binding, raw, why)
 
-    def _published(self, slot: Slot | None, cluster: str | None, database: str) -> Slot:
-        """Bring the publication to the tables; return the slot, with no position if it is new."""
-        if slot is None:
-            slot = Slot(slots.new_name(self._destination))
-            remembered.remember(self._destination, slot, cluster, database)
-        else:
-            names = [str(one.destination) for one in self._definitions]
-            remembered.leave(self._destination, slot.name, names)
-        slots.publish(self._source, slot.name, [one.source for one in self._definitions], self.say)
-        return slot
+    def _published(self, slot: Slot | None, server: Server) -> tuple[Slot, bool]:
+        """Bring the publication to the tables; return the slot, and whether one was added.
 
-    def _made(self, slot: Slot, cluster: str | None, database: str) -> Slot:
-        lsn = slots.make(self._source, slot.name, self.say)
+        A new slot has no position.
+        """
+        destination, sources = self._destination, [one.source for one in self._definitions]
+        if slot is None:
+            slot = Slot(slots.new_name(destination))
+            remembered.remember(destination, slot, server.cluster, server.database)
+        names = [str(one.destination) for one in self._definitions]
+        now = slots.publication(self._source, slot.name)
+        unsent = slots.unsent(now, sources)
+        # Before they are sent: what was not, they have missed.
+        remembered.leave(destination, slot.name, names)
+        for one in self._definitions:
+            if one.source in unsent:
+                remembered.leave_one(destination, one.destination)
+        slots.publish(self._source, slot.name, now, sources, self.say)
+        return slot, bool(unsent)
+
+    def _made(self, slot: Slot, server: Server) -> Slot:
+        try:
+            lsn = slots.make(self._source, slot.name, self.say)
+        except ExporterError:
+            slots.drop(self._source, slot.name)
+            remembered.forget(self._destination, slot.name)
+            raise
         slot = slot._replace(lsn=lsn)
-        remembered.remember(self._destination, slot, cluster, database)
+        remembered.remember(self._destination, slot, server.cluster, server.database)
         self.say(
             f"made the slot and the publication {slot.name} at the source: it keeps WAL until it"
             " is read; exporter slots shows how much",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +19,18 @@ from exporter.config import Definition, project
 from exporter.config.environment import require
 from exporter.errors import ExporterError
 from exporter.monitoring import grants
+from exporter.monitoring.slots import found_slots
 from exporter.raw import DELETED, STAMP
 from exporter.raw.drift import plan
-from exporter.source import Table, describe, find_table, megabytes
+from exporter.source import Table, describe, find_table, keyed, megabytes, slots
 from exporter.source.catalog import indexes, quoted, relation_columns
+from exporter.source.copied import refuse_unfit
+from exporter.terminal import text
 from exporter.wire import Connection, connect, first_line
 
 _VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
 _OLDEST = 130000  # the oldest version of PostgreSQL that the tests run on
+_LONG = 86_400.0  # seconds after which somebody should know that a slot is not read
 _APART = 5.0  # seconds; clocks that NTP sets are never this far apart
 
 
@@ -54,6 +59,8 @@ def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
             yield from _tried("core", "clock", _clocks(core, analytics))
         if core:
             yield from _tried("core", "transactions", _transactions(core))
+        if core and any(one.source.read == "changes" for one in definitions):
+            yield from _tried("core", "slots", _slots(core, analytics))
         if analytics:
             yield from _tried("analytics", "rights", _rights(analytics, definitions))
         for definition in definitions:
@@ -182,6 +189,36 @@ def _transactions(core: Connection) -> Iterator[Finding]:
         yield Finding("warn", "core", "prepared", message, (fix,))
 
 
+def _slots(core: Connection, analytics: Connection | None) -> Iterator[Finding]:
+    slots.refuse_unfit(core)
+    row = core.execute(
+        "select current_setting('max_replication_slots')::int, count(*),"
+        " current_setting('max_slot_wal_keep_size') from pg_replication_slots"
+    ).fetchone()
+    assert row is not None
+    most, used, keep = row
+    yield Finding("ok", "core", "slots", f"wal_level is logical, {used} of {most} slots are in use")
+    if keep == "-1":
+        message = "no limit for the WAL that a slot which nobody reads holds back"
+        fix = "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();"
+        yield Finding("warn", "core", "slots", message, (fix,))
+    for one in found_slots(core, analytics) if analytics else ():
+        held = f"{one.found.name} holds back {megabytes(one.found.held or 0)}"
+        if one.found.lost:
+            message = f"{one.found.name} is lost: the next load makes a new one, and copies"
+            yield Finding("warn", "core", "slots", message)
+        elif one.ours and one.read_at and _age(one.read_at) < _LONG:
+            yield Finding("ok", "core", "slots", held)
+        else:
+            ago = f"was read {text.duration(_age(one.read_at))} ago" if one.read_at else ""
+            fixes = ("exporter load", f"exporter slots drop {one.found.name}")
+            yield Finding("warn", "core", "slots", f"{held}, and {ago or one.status}", fixes)
+
+
+def _age(moment: datetime) -> float:
+    return (datetime.now(timezone.utc) - moment).total_seconds()
+
+
 def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Finding]:
     missing = tuple(grants.missing_on_destination(analytics, definitions))
     if missing:
@@ -207,6 +244,8 @@ def of_source(
     how = describe(definition, table)
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
     yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
+    if definition.source.read == "changes":
+        refuse_unfit(core, keyed(definition, table), table)
     if table.hides_rows:
         message = f"row security hides rows of {name} from this role"
         _, role = grants.database_and_role(core)
@@ -235,7 +274,7 @@ def _keys(core: Connection, definition: Definition, table: Table, name: str) -> 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
     key, order = definition.key, definition.source.order
-    if definition.source.read == "scan":
+    if definition.source.read in ("scan", "changes"):
         return
     if not order:
         if table.size > definition.source.scan_below:

@@ -192,8 +192,8 @@ class ChangesStaging:
         ).fetchone()
         if row:
             raise DriftError(
-                f"{raw.target.key}: raw lacks row {row[0]}, which has changed in part at the source:"
-                " somebody has removed it there",
+                f"{raw.target.key}: raw lacks row {row[0]}, of which a part has changed at the"
+                " source: somebody has removed it there",
                 hint=f"exporter load {raw.target.key} --full-refresh",
             )
 

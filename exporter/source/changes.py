@@ -94,7 +94,7 @@ class _Layout:
         missing = [name for name in member.keys if name not in at]
         if missing:
             raise SourceError(
-                f"{member.key}: the changes have no column {', '.join(missing)}, a column of the key",
+                f"{member.key}: the changes lack {', '.join(missing)}, a column of the key",
                 hint=f"exporter load {member.key} --full-refresh",
             )
         self.member = member

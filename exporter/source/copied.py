@@ -39,7 +39,7 @@ class CopyReader(ScanReader):
     def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
         """See ``Reader``."""
         with super().opened(stored, destination) as table:
-            self._refuse_unfit()
+            refuse_unfit(self._source, self._definition, self.table)
             if destination is not None and remembered.exist(destination):
                 self._slot = remembered.of(destination, self.found)
             row = self._source.execute("select pg_current_snapshot()::text").fetchone()
@@ -148,18 +148,17 @@ class CopyReader(ScanReader):
 
     def followed(self, stored: State, lsn: str, *, rows: bool) -> State:
         """Return the position when all changes before this one in the WAL have landed."""
-        slot = stored.slot
-        assert slot is not None
-        assert slot.until is not None
+        assert stored.slot is not None
+        slot, until = stored.slot, stored.slot.until or "0/0"
         slot = slot._replace(files=self._files())
-        if lsn_number(lsn) >= lsn_number(slot.until):  # no change can be in the copy any more
+        if lsn_number(lsn) >= lsn_number(until):  # no change can be in the copy any more
             slot = slot._replace(snapshot=None)
         cursor = Position(lsn) if rows else None
         return self._moment._replace(cursor=cursor, slot=slot, exported_at=stored.exported_at)
 
     def member(self, stored: State, columns: Sequence[Column]) -> Member:
         """Return what the changes of the table are gathered by, for raw's columns."""
-        assert stored.slot is not None
+        assert stored.slot is not None  # else it would be copied first
         keys = self._definition.destination.conflict_columns
         names = [None if one.expression == "null" else one.name for one in columns]
         text = stored.slot.snapshot
@@ -203,43 +202,42 @@ class CopyReader(ScanReader):
     def _files(self) -> dict[str, str]:
         return {str(heap.oid): heap.file for heap in self.table.heaps}
 
-    def _refuse_unfit(self) -> None:
-        """Raise SourceError for a table that cannot be published, or whose rows lose their key."""
-        table, declared = self.table, self._declared
-        name, where = f"{declared.schema}.{declared.table}", declared.where
-        if table.kind not in ("r", "p") or (table.kind == "r" and table.partitions):
+
+def refuse_unfit(source: Connection, definition: Definition, table: Table) -> None:
+    """Raise SourceError for a table that cannot be published, or whose rows lose their key."""
+    declared = definition.source
+    name, where = f"{declared.schema}.{declared.table}", declared.where
+    if table.kind not in ("r", "p") or (table.kind == "r" and table.partitions):
+        raise SourceError(
+            f"{where}: {name} is no plain or partitioned table: it has no changes of its own",
+            hint="exporter.source.read: scan",
+        )
+    computed = [
+        one
+        for (one,) in source.execute(
+            "select attname from pg_attribute where attrelid = %s and attgenerated <> ''"
+            " and not attisdropped",
+            (table.oid,),
+        )
+        if declared.lands(one)
+    ]
+    if computed:
+        raise SourceError(
+            f"{where}: {name} computes {', '.join(computed)}, which changes do not have",
+            hint=f"exporter.source.exclude: [{', '.join(computed)}]",
+        )
+    keys = frozenset(definition.destination.conflict_columns)
+    for one in slots.identities(source, [heap.oid for heap in table.heaps] or [table.oid]):
+        if not one.logged:
             raise SourceError(
-                f"{where}: {name} is no plain or partitioned table: it has no changes of its own",
-                hint="exporter.source.read: scan",
+                f"{where}: {one.name} is unlogged: it has no changes",
+                hint=f"alter table {one.name} set logged",
             )
-        computed = [
-            one
-            for (one,) in self._source.execute(
-                "select attname from pg_attribute where attrelid = %s and attgenerated <> ''"
-                " and not attisdropped",
-                (table.oid,),
-            )
-            if declared.lands(one)
-        ]
-        if computed:
+        if one.kind != "f" and not keys <= one.columns:
             raise SourceError(
-                f"{where}: {name} computes {', '.join(computed)}, which changes do not have",
-                hint=f"exporter.source.exclude: [{', '.join(computed)}]",
+                f"{where}: the replica identity of {one.name} does not have"
+                f" {', '.join(sorted(keys - one.columns))}: which row a change is of could not"
+                " be told",
+                hint=f"alter table {one.name} replica identity using index <a unique index on"
+                f" {', '.join(sorted(keys))}>; or replica identity full",
             )
-        keys = frozenset(self._definition.destination.conflict_columns)
-        for one in slots.identities(
-            self._source, [heap.oid for heap in table.heaps] or [table.oid]
-        ):
-            if not one.logged:
-                raise SourceError(
-                    f"{where}: {one.name} is unlogged: it has no changes",
-                    hint=f"alter table {one.name} set logged",
-                )
-            if one.kind != "f" and not keys <= one.columns:
-                raise SourceError(
-                    f"{where}: the replica identity of {one.name} does not have"
-                    f" {', '.join(sorted(keys - one.columns))}: which row a change is of could not"
-                    " be told",
-                    hint=f"alter table {one.name} replica identity using index <a unique index on"
-                    f" {', '.join(sorted(keys))}>; or replica identity full",
-                )

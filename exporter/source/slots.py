@@ -1,4 +1,4 @@
-"""The replication slot and the publication at the source: made, found, brought up to date, ended."""
+"""The replication slot and the publication at the source: made, found, changed, ended."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ class Found(NamedTuple):
     confirmed: str | None
     lost: bool
     held: int | None
-    failover: bool = False
 
 
 def new_name(destination: Connection) -> str:
@@ -79,12 +78,11 @@ def refuse_unfit(source: Connection) -> None:
 
 def find(source: Connection, name: str | None = None) -> list[Found]:
     """Return the slots of that name, or all of ours."""
-    failover = "failover" if source.info.server_version >= 170000 else "false"
     rows = source.execute(
         "select slot_name, plugin, database, active_pid, confirmed_flush_lsn::text,"
         " coalesce(wal_status = 'lost', false) or restart_lsn is null,"
         " pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
-        f" else pg_current_wal_lsn() end, restart_lsn)::bigint, {failover}"
+        " else pg_current_wal_lsn() end, restart_lsn)::bigint"
         " from pg_replication_slots where slot_name = coalesce(%s, slot_name)"
         " and starts_with(slot_name, %s) order by 1",
         (name, "" if name else PREFIX),
@@ -99,8 +97,8 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
     """
     failover = ", failover => true" if source.info.server_version >= 170000 else ""
     statement = sql.SQL(
-        "select lsn::text from pg_create_logical_replication_slot({}, {}" + failover + ")"
-    ).format(sql.Literal(name), sql.Literal(_PLUGIN))
+        "select lsn::text from pg_create_logical_replication_slot({}, {}{})"
+    ).format(sql.Literal(name), sql.Literal(_PLUGIN), sql.SQL(failover))
     until = time.monotonic() + _WAIT
     wait = _TELL
     try:
@@ -149,62 +147,79 @@ def drop(source: Connection, name: str) -> None:
         ) from None
 
 
-def publish(
-    source: Connection, name: str, tables: Sequence[SourceTable], say: Callable[[str], None]
-) -> bool:
-    """Bring the publication to these tables; return whether one was added. Raises SourceError."""
-    publication = sql.Identifier(name)
+class Publication(NamedTuple):
+    """What a publication sends: of each table of ``present`` whether it is all of its changes."""
+
+    whole: bool  # every kind of change, of partitions by their root
+    all_tables: bool
+    present: dict[tuple[str, str], bool]
+
+
+def publication(source: Connection, name: str) -> Publication | None:
+    """Return the publication of that name, None where there is none."""
     row = source.execute(
-        "select oid, puballtables, pubviaroot, pubinsert and pubupdate and pubdelete and pubtruncate"
+        "select oid, puballtables,"
+        " pubviaroot and pubinsert and pubupdate and pubdelete and pubtruncate"
         " from pg_publication where pubname = %s",
         (name,),
     ).fetchone()
-    wanted = {(one.schema, one.table): one.name for one in tables}
     if row is None:
-        _change(
-            source,
-            sql.SQL(
-                "create publication {} for table {} with (publish_via_partition_root = true)"
-            ).format(publication, _COMMA.join(wanted.values())),
-        )
-        return True
-    oid, all_tables, via_root, everything = row
-    if not (via_root and everything):
-        _change(
-            source,
-            sql.SQL(
-                "alter publication {} set (publish_via_partition_root = true,"
-                " publish = 'insert, update, delete, truncate')"
-            ).format(publication),
-        )
-    if all_tables:
-        return False
-    narrow = "prqual is not null or prattrs is not null"
-    present = {
-        (schema, table): filtered
-        for schema, table, filtered in source.execute(
-            "select n.nspname, c.relname,"
-            f" {narrow if source.info.server_version >= 150000 else 'false'}"
-            " from pg_publication_rel r join pg_class c on c.oid = r.prrelid"
-            " join pg_namespace n on n.oid = c.relnamespace where r.prpubid = %s",
-            (oid,),
-        )
-    }
-    # One that sends some rows or columns alone would leave the others out in silence.
-    narrowed = {one for one, filtered in present.items() if filtered and one in wanted}
-    gone = [sql.Identifier(*one) for one in present if one not in wanted or one in narrowed]
-    added = [named for one, named in wanted.items() if one not in present or one in narrowed]
-    for action, names in (("drop", gone), ("add", added)):
+        return None
+    oid, all_tables, whole = row
+    filtered = "false"
+    if source.info.server_version >= 150000:
+        filtered = "prqual is not null or prattrs is not null"
+    found = source.execute(
+        sql.SQL(
+            "select n.nspname, c.relname, not ({}) from pg_publication_rel r"
+            " join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace"
+            " where r.prpubid = %s"
+        ).format(sql.SQL(filtered)),
+        (oid,),
+    )
+    present = {(schema, table): all_of_it for schema, table, all_of_it in found}
+    return Publication(whole, all_tables, present)
+
+
+def unsent(now: Publication | None, tables: Iterable[SourceTable]) -> list[SourceTable]:
+    """Return the tables of which some changes are not sent."""
+    if now is None or not now.whole:
+        return list(tables)
+    if now.all_tables:
+        return []
+    return [one for one in tables if not now.present.get((one.schema, one.table))]
+
+
+def publish(
+    source: Connection,
+    name: str,
+    now: Publication | None,
+    tables: Sequence[SourceTable],
+    say: Callable[[str], None],
+) -> None:
+    """Bring the publication, as it is ``now``, to these tables. Raises SourceError."""
+    wanted = {(one.schema, one.table): one.name for one in tables}
+    named = sql.Identifier(name)
+    options = sql.SQL(
+        "publish_via_partition_root = true, publish = 'insert, update, delete, truncate'"
+    )
+    if now is None:
+        statement = sql.SQL("create publication {} for table {} with ({})")
+        _change(source, statement.format(named, _COMMA.join(wanted.values()), options))
+        return
+    if not now.whole:
+        _change(source, sql.SQL("alter publication {} set ({})").format(named, options))
+    if now.all_tables:
+        return
+    # One that sends some rows or columns alone is taken out, and put in again as a whole.
+    gone = [one for one, whole in now.present.items() if one not in wanted or not whole]
+    added = [name for one, name in wanted.items() if not now.present.get(one)]
+    for action, names in (("drop", [sql.Identifier(*one) for one in gone]), ("add", added)):
         if names:
-            _change(
-                source,
-                sql.SQL("alter publication {} " + action + " table {}").format(
-                    publication, _COMMA.join(names)
-                ),
-            )
-    for schema, table in (one for one in present if one not in wanted):
+            statement = sql.SQL("alter publication {} {} table {}")
+            _change(source, statement.format(named, sql.SQL(action), _COMMA.join(names)))
+    for schema, table in (one for one in gone if one not in wanted):
         say(f"{schema}.{table} is not read by its changes any more: it has left {name}")
-    return bool(added)
 
 
 def _change(source: Connection, statement: sql.Composed) -> None:
@@ -242,8 +257,8 @@ def await_writers(source: Connection, say: Callable[[str], None]) -> None:
 
 def _waits(source: Connection) -> SourceError:
     return SourceError(
-        f"{_writers(source) or 'a transaction'} did not end within {_WAIT:.0f} s: before it has, what"
-        " it writes could be missed",
+        f"{_writers(source) or 'a transaction'} did not end within {_WAIT:.0f} s: before it has,"
+        " what it writes could be missed",
         hint="let it end, or end it: select pg_terminate_backend(<process>)",
     )
 

@@ -290,8 +290,14 @@ def read(destination: Connection, target: Destination) -> State:
     binding = Binding.of_json(values["binding"]) if values["binding"] else None
     sweep = Round(**values["sweep"]) if values["sweep"] else None
     slot = Copied(**values["slot"]) if values["slot"] else None
-    objects = {"binding": binding, "sweep": sweep, "slot": slot}
-    return State(position("cursor"), position("watermark"), **plain, **objects)
+    return State(
+        position("cursor"),
+        position("watermark"),
+        **plain,
+        binding=binding,
+        sweep=sweep,
+        slot=slot,
+    )
 
 
 def take_over(destination: Connection, target: Destination) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 
 from psycopg import sql
@@ -83,12 +84,10 @@ def of(destination: Connection, source: Source) -> Slot | None:
     return of_source(destination, source.cluster, source.database)
 
 
-def every(destination: Connection) -> list[Slot]:
-    """Return all that are known here."""
-    rows = destination.execute(
-        sql.SQL("select slot, lsn::text, exported_at::text from {} order by slot").format(SLOTS)
-    )
-    return [Slot(*row) for row in rows]
+def read_at(destination: Connection) -> dict[str, datetime]:
+    """Return when each slot that is known here was read last."""
+    rows = destination.execute(sql.SQL("select slot, updated_at from {}").format(SLOTS)).fetchall()
+    return dict(rows)
 
 
 def remember(destination: Connection, slot: Slot, cluster: str | None, database: str) -> None:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from tests.conftest import Workplace, compare
-from tests.helpers.changes import define, results
+import pytest
+
+from tests.conftest import Workplace, as_role
+from tests.helpers.changes import define, refused, results, same, slots
+
+THING = """
+create table thing (id int primary key, a text, big text, n numeric(9,3), at timestamptz);
+alter table thing alter big set storage external;
+insert into thing select i, 'a' || i, repeat(md5(i::text), 400), i / 7.0, now()
+from generate_series(1, 100) i;
+"""
 
 
-def test_each_kind_of_change_lands(place: Workplace) -> None:
-    place.query(
-        place.core,
-        "create table thing (id int primary key, a text, big text, n numeric(9,3), at timestamptz);"
-        "insert into thing select i, 'a' || i, repeat(md5(i::text), 400), i / 7.0, now()"
-        " from generate_series(1, 100) i; alter table thing alter big set storage external",
-    )
+@pytest.fixture
+def thing(place: Workplace) -> Workplace:
+    """A table whose copy is made."""
+    place.query(place.core, THING)
     define(place, "thing")
     assert results(place)["thing"]["rows_written"] == 100
-    compare(place, "public.thing", "(select id, a, big, n, at from analytics_raw.thing) r")
-    place.query(
-        place.core,
+    same(place, "thing")
+    return place
+
+
+def test_each_kind_of_change_lands(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
         "insert into thing values (101, 'new', null, 1, null);"
         "update thing set a = 'changed' where id between 1 and 10;"  # big is stored apart
         "update thing set big = 'now small' where id = 5;"
@@ -25,7 +35,294 @@ def test_each_kind_of_change_lands(place: Workplace) -> None:
         "delete from thing where id between 40 and 50;"
         "update thing set a = null, n = 'NaN' where id = 60",
     )
-    found = results(place)["thing"]
+    found = results(thing)["thing"]
     assert found["rows_deleted"] == 17
-    compare(place, "public.thing", "(select id, a, big, n, at from analytics_raw.thing) r")
-    assert results(place)["thing"]["rows_read"] == 0
+    same(thing, "thing")
+    found = results(thing)["thing"]
+    assert (found["rows_read"], found["rows_deleted"]) == (0, 0)
+
+
+def test_a_key_that_moves_on_keeps_what_is_stored_apart(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "update thing set a = 'before' where id = 1; update thing set id = 201 where id = 1;"
+        "update thing set id = 202 where id = 201; update thing set a = 'after' where id = 202;"
+        # a swap, by way of a third
+        "update thing set id = -1 where id = 2; update thing set id = 2 where id = 3;"
+        "update thing set id = 3 where id = -1;"
+        # gone, and there again
+        "delete from thing where id = 4; insert into thing values (4, 'again');"
+        "update thing set id = 5000 where id = 5; delete from thing where id = 5000",
+    )
+    results(thing)
+    same(thing, "thing")
+
+
+def test_a_transaction_larger_than_a_chunk_lands_at_once(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "begin; insert into thing select i, 'n', repeat(md5(i::text), 50)"
+        " from generate_series(1000, 12000) i;"
+        "update thing set a = 'later' where id > 500;"
+        "update thing set id = id + 100000 where id % 3 = 0;"
+        "delete from thing where id % 7 = 0; commit",
+    )
+    found = results(thing)["thing"]
+    assert found["batches"] == 1
+    same(thing, "thing")
+    stamps = "select count(distinct _exported_at) from analytics_raw.thing where id > 500"
+    assert thing.query(thing.analytics, stamps) == [(1,)]
+
+
+def test_many_transactions_land_in_several_steps(thing: Workplace) -> None:
+    for begin in range(1000, 13000, 2000):
+        thing.query(
+            thing.core,
+            "insert into thing select i, 'n', repeat(md5(i::text), 50)"
+            f" from generate_series({begin}, {begin + 1999}) i",
+        )
+    assert results(thing)["thing"]["batches"] > 1
+    same(thing, "thing")
+
+
+def test_marked_rows(place: Workplace) -> None:
+    place.query(place.core, THING)
+    define(place, "thing", thing="deletes: mark")
+    results(place)
+    place.query(place.core, "delete from thing where id <= 10")
+    assert results(place)["thing"]["rows_deleted"] == 10
+    marked = (
+        "select count(*), min(id), max(id) from analytics_raw.thing where _deleted_at is not null"
+    )
+    assert place.query(place.analytics, marked) == [(10, 1, 10)]
+    place.query(place.core, "insert into thing values (3, 'again')")
+    results(place)
+    assert place.query(place.analytics, marked) == [(9, 1, 10)]
+
+
+def test_columns_come_and_go(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "update thing set a = 'old shape' where id < 5; alter table thing add more int;"
+        "update thing set more = id where id between 3 and 8; alter table thing drop n;"
+        "update thing set a = 'new shape' where id between 7 and 12;"
+        "insert into thing (id, more) values (500, 1)",
+    )
+    results(thing)
+    same(thing, "thing")
+    assert thing.query(
+        thing.analytics, "select count(n) from analytics_raw.thing where id between 7 and 12"
+    ) == [(0,)]
+
+
+def test_truncate_and_a_table_that_is_written_anew(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "update thing set a = 'x'; truncate thing; insert into thing (id, a) values (1, 'one')",
+    )
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, "alter table thing alter a type text using 'twice ' || a")
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, "delete from thing")
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, "insert into thing (id, a) values (7, 'again')")
+    assert results(thing)["thing"]["rows_read"] == 1
+    same(thing, "thing")
+
+
+def test_partitions(place: Workplace) -> None:
+    place.query(
+        place.core,
+        "create table part (id int, kind int, a text, primary key (id, kind))"
+        " partition by list (kind);"
+        "create table part_1 partition of part for values in (1);"
+        "create table part_2 partition of part for values in (2);"
+        "insert into part select i, 1 + i % 2, 'a' from generate_series(1, 50) i",
+    )
+    define(place, "part")
+    results(place)
+    same(place, "part")
+    place.query(
+        place.core,
+        "update part set kind = 3 - kind where id < 10; truncate part_2;"
+        "insert into part values (100, 2, 'new')",
+    )
+    results(place)
+    same(place, "part")
+    # Rows that come with a partition, or go with it, send no changes.
+    place.query(
+        place.core,
+        "create table part_3 (like part including all); insert into part_3 values (1, 3, 'came');"
+        "alter table part attach partition part_3 for values in (3);"
+        "alter table part detach partition part_1",
+    )
+    results(place)
+    same(place, "part")
+    place.query(place.core, "create table part_4 partition of part for values in (4)")
+    results(place)
+    place.query(place.core, "insert into part values (9, 4, 'x')")
+    assert results(place)["part"]["rows_read"] == 1
+    same(place, "part")
+
+
+def test_tables_join_and_leave_a_slot(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "create table other (id int primary key, a text); insert into other values (1, 'a')",
+    )
+    define(thing, "thing", "other")
+    thing.query(thing.core, "update thing set a = 'meanwhile' where id = 1")
+    assert results(thing)["other"]["rows_written"] == 1
+    same(thing, "thing", "other")
+    define(thing, "thing")
+    done = thing.run("exporter", "load")
+    assert "public.other is not read by its changes any more" in done.stderr
+    thing.query(thing.core, "update other set a = 'missed'; insert into other values (2, 'b')")
+    results(thing)
+    define(thing, "thing", "other")
+    results(thing)
+    same(thing, "thing", "other")
+
+
+def test_one_key_loads_all_of_its_slot(thing: Workplace) -> None:
+    thing.query(thing.core, "create table other (id int primary key, a text)")
+    define(thing, "thing", "other")
+    thing.query(thing.core, "insert into other values (1, 'a'); delete from thing where id = 1")
+    assert set(results(thing, "other")) == {"thing", "other"}
+    same(thing, "thing", "other")
+
+
+def test_a_full_refresh_of_one_table(thing: Workplace) -> None:
+    thing.query(thing.analytics, "update analytics_raw.thing set a = 'wrong' where id = 7")
+    thing.query(thing.core, "update thing set a = 'right' where id = 8")
+    assert results(thing, "--full-refresh", "thing")["thing"]["rows_written"] >= 1
+    same(thing, "thing")
+
+
+def test_a_slot_that_is_gone_is_made_anew(thing: Workplace) -> None:
+    (name,) = thing.query(
+        thing.core, "select slot_name from pg_replication_slots where database = current_database()"
+    )[0]
+    thing.query(thing.core, f"select pg_drop_replication_slot('{name}')")
+    thing.query(thing.core, "delete from thing where id = 1; update thing set a = 'x' where id = 2")
+    done = thing.run("exporter", "load")
+    assert done.returncode == 0, done.stderr
+    assert f"the slot {name} is not at the source any more" in done.stderr
+    same(thing, "thing")
+    assert len(slots(thing)) == 2
+
+
+def test_a_destination_that_went_back(thing: Workplace) -> None:
+    old = thing.query(thing.analytics, "select lsn::text from analytics_raw._exporter_slots")
+    thing.query(thing.core, "delete from thing where id = 1")
+    results(thing)
+    lsn = old[0][0]
+    thing.query(
+        thing.analytics,
+        "insert into analytics_raw.thing (id, _exported_at)"
+        " values (1, now());"
+        f"update analytics_raw._exporter_slots set lsn = '{lsn}'",
+    )
+    done = thing.run("exporter", "load")
+    assert "was read further by somebody else, or the destination is an older one" in done.stderr
+    same(thing, "thing")
+
+
+def test_raw_that_lacks_a_row(thing: Workplace) -> None:
+    thing.query(thing.analytics, "delete from analytics_raw.thing where id = 3")
+    thing.query(thing.core, "update thing set a = 'part' where id = 3")
+    status, said = refused(thing)
+    assert status == 1
+    assert "raw lacks row id=3" in said
+    results(thing, "--full-refresh", "thing")
+    same(thing, "thing")
+
+
+@pytest.mark.parametrize(
+    ("declared", "statement", "said"),
+    [
+        ("", "alter table thing replica identity nothing", "replica identity of public.thing"),
+        ("", "alter table thing drop constraint thing_pkey", "has no primary key"),
+        ("conflict_columns: [a]", "select", "replica identity of public.thing does not have a"),
+        ("", "alter table thing add double int generated always as (id * 2) stored", "computes"),
+        ("", "alter table thing set unlogged", "is unlogged"),
+        ("mode: append", "select", "must be upsert with read: changes"),
+        ("deletes: ignore", "select", "must be remove or mark"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    place: Workplace, declared: str, statement: str, said: str
+) -> None:
+    place.query(place.core, THING)
+    place.query(place.core, statement)
+    define(place, "thing", thing=declared)
+    assert said in refused(place)[1]
+    assert slots(place) == []
+
+
+def test_rights_that_are_missing_are_named(place: Workplace) -> None:
+    place.query(place.core, THING)
+    role = place.core.rpartition("/")[2].partition("?")[0]
+    place.query(place.core, f"create role {role} login password 'secret'")
+    try:
+        define(place, "thing")
+        core = as_role(place.core, role)
+        done = place.run("exporter", "load", DATABASE_URL_CORE=core)
+        assert done.returncode == 1
+        assert f"the role {role} must not read a replication slot" in done.stderr
+        place.query(place.core, f"alter role {role} replication; grant select on thing to {role}")
+        done = place.run("exporter", "load", DATABASE_URL_CORE=core)
+        assert done.returncode == 1
+        assert "as the owner of the tables: create publication" in done.stderr
+        assert slots(place) == []
+    finally:
+        place.query(place.core, f"drop owned by {role}; drop role {role}")
+
+
+def test_slots_are_shown_and_dropped(thing: Workplace) -> None:
+    shown = thing.run("exporter", "slots", "show")
+    assert shown.returncode == 0, shown.stderr
+    assert "public.thing" in shown.stdout
+    name = slots(thing)[0][0]
+    assert thing.run("exporter", "slots", "drop", "exporter_nothing").returncode == 2
+    done = thing.run("exporter", "slots", "drop", name)
+    assert done.returncode == 0, done.stderr
+    assert slots(thing) == []
+    thing.query(thing.core, "delete from thing where id = 1")
+    results(thing)
+    same(thing, "thing")
+    checked = thing.run("exporter", "check")
+    assert "slots" in checked.stdout
+    assert thing.run("exporter", "status").returncode == 0
+    verified = thing.run("exporter", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_what_has_no_meaning_is_refused(thing: Workplace) -> None:
+    for words in (
+        ("--since", "2026-01-01", "thing"),
+        ("--sweep", "thing"),
+        ("--reconcile", "thing"),
+        ("--dry-run",),
+    ):
+        assert refused(thing, *words)[0] == 2, words
+    done = thing.run("exporter", "state", "set", "thing", "5")
+    assert done.returncode == 2, done.stderr
+
+
+def test_a_publication_that_somebody_has_changed(thing: Workplace) -> None:
+    name = slots(thing)[0][0]
+    thing.query(thing.core, f"alter publication {name} drop table thing")
+    thing.query(thing.core, "update thing set a = 'missed'; delete from thing where id = 1")
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, f"alter publication {name} set (publish = 'insert')")
+    thing.query(thing.core, "update thing set a = 'missed again'; delete from thing where id = 2")
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, "update thing set a = 'seen'; delete from thing where id = 3")
+    assert results(thing)["thing"]["rows_read"] == 97
+    same(thing, "thing")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import click
 
-from exporter.errors import EXIT_STATUSES, ExporterError, StoppedError, UsageError, nearest
+from exporter.errors import EXIT_STATUSES, ExporterError, UsageError, nearest
 from exporter.load import MOST_DELETES
 from exporter.terminal import Console
 
@@ -83,7 +83,10 @@ class _Main(Group):
         except (KeyboardInterrupt, click.Abort) as stop:
             if isinstance(stop.__context__, EOFError):  # no answer at a prompt
                 raise
-            self._exit(ctx, StoppedError("interrupted"))
+            from exporter.terminal import signals
+
+            interrupt = signals.behind(stop) or KeyboardInterrupt()
+            self._exit(ctx, signals.reason(interrupt, "interrupted"))
 
     @staticmethod
     def _exit(ctx: click.Context, error: ExporterError) -> NoReturn:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import psycopg
@@ -22,6 +24,17 @@ from exporter.source.catalog import planned_rows
 from exporter.state import Binding, Position, Result, State, Worth
 from exporter.terminal import Console
 from exporter.wire import connect, first_line
+
+
+class Outlook(NamedTuple):
+    """What a load finds before its first row, and what it would do for that one to land."""
+
+    definition: Definition
+    table: Table
+    planned: Preparation
+    key: sql.Composed | None  # gives raw its primary key
+    plan: Plan
+    stored: State
 
 
 class Rehearsal(NamedTuple):
@@ -100,39 +113,49 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
             destination.execute("set default_transaction_read_only = on")
             result = Result(definition.key)
             attempt = Attempt(definition, core, destination, result, say, lambda *_: None)
-            target = definition.destination
-            known = state.tables_exist(destination)
-            stored = state.read(destination, target) if known else State()
-            before = state.remembered_columns(destination, target) if known else None
-            reader = reader_of(definition, core)
-            with reader.opened(stored, destination) as table:
-                attempt = attempt._replace(definition=keyed(definition, table))
-                target = attempt.definition.destination
-                if not wanted.full_refresh:
-                    worth.refuse_elsewhere(attempt, stored, reader)
-                planned = raw_table.plan(destination, target, table, before)
-                for text in (*(change.said for change in planned.changes), *planned.notices):
-                    say(text)
-                oid, empty = raw_table.oid_and_emptiness(destination, target)
-                if not wanted.full_refresh and not wanted.span:
-                    binding = Binding(reader.found, oid, reader.reading())
-                    stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-                    sweeps = wanted.sweep or found is Worth.SWEEP
-                    wanted = wanted._replace(sweep=sweeps)
-                plan = reader.plan(stored, planned.raw, wanted, empty=empty)
-                tell_plan(attempt, plan, stored)
-                return _described(attempt, table, planned, plan, stored)
+            with foreseen(attempt, wanted) as outlook:
+                tell_plan(attempt, outlook.plan, outlook.stored)
+                return _described(attempt, outlook)
     except psycopg.Error as error:
         raise DatabaseError(f"{definition.key}: {first_line(error)}") from None
 
 
-def _described(
-    attempt: Attempt, table: Table, planned: Preparation, plan: Plan, stored: State
-) -> Rehearsal:
-    definition, destination, source = attempt.definition, attempt.destination, attempt.source
-    blocks, stamp = plan.blocks, state.stamp(destination, stored)
+@contextlib.contextmanager
+def foreseen(attempt: Attempt, wanted: Wanted) -> Iterator[Outlook]:
+    """Take the steps of a load up to its first row, without changing anything.
+
+    What a person should know is told. Raises what the load would raise: ExporterError,
+    psycopg.Error.
+    """
+    destination = attempt.destination
+    target = attempt.definition.destination
+    known = state.tables_exist(destination)
+    stored = state.read(destination, target) if known else State()
+    before = state.remembered_columns(destination, target) if known else None
     old_key = stored.binding.reading.keys if stored.binding else ()
-    key = raw_table.key_statement(destination, planned.raw, old_key)
+    reader = reader_of(attempt.definition, attempt.source)
+    with reader.opened(stored, destination) as table:
+        attempt = attempt._replace(definition=keyed(attempt.definition, table))
+        target = attempt.definition.destination
+        if not wanted.full_refresh:
+            worth.refuse_elsewhere(attempt, stored, reader)
+        planned = raw_table.plan(destination, target, table, before)
+        for text in (*(change.said for change in planned.changes), *planned.notices):
+            attempt.say(text)
+        oid, empty = raw_table.oid_and_emptiness(destination, target)
+        if not wanted.full_refresh and not wanted.span:
+            binding = Binding(reader.found, oid, reader.reading())
+            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
+            wanted = wanted._replace(sweep=wanted.sweep or found is Worth.SWEEP)
+        plan = reader.plan(stored, planned.raw, wanted, empty=empty)
+        key = raw_table.key_statement(destination, planned.raw, old_key)
+        yield Outlook(attempt.definition, table, planned, key, plan, stored)
+
+
+def _described(attempt: Attempt, outlook: Outlook) -> Rehearsal:
+    definition, table, planned, key, plan, stored = outlook
+    destination, source = attempt.destination, attempt.source
+    blocks, stamp = plan.blocks, state.stamp(destination, stored)
     changes = [planned.creation, *(change.statement for change in planned.changes), key]
     queries: list[sql.Composable] = [plan.query] if plan.query is not None else []
     landed = statements.landing(planned.raw, plan.lands, stamp, plan.order)

@@ -79,6 +79,9 @@ def load(
         result.error = error
     except KeyboardInterrupt as stop:
         result.error = signals.reason(stop, f"{definition.key}: interrupted")
+    stopped = signals.stopping()
+    if stopped and isinstance(result.error, DatabaseError):  # its sessions were ended for it
+        result.error = signals.reason(stopped, f"{definition.key}: interrupted")
     if result.error:
         with (
             contextlib.suppress(psycopg.Error, ExporterError),
@@ -129,8 +132,9 @@ def _run(
         tell_plan(attempt, plan, stored)
         transfer = Transfer(attempt, plan, raw)
         direct = plan.blocks is not None and plan.blocks.direct
-        if not direct:  # staged rows are upserted on the key
-            raw_table.ensure_key(destination, raw, old_key)
+        # Staged rows are upserted on the key; the others have it when all are there, if it can be.
+        give_key = raw_table.key_statement if direct else raw_table.ensure_key
+        give_key(destination, raw, old_key)
         if plan.blocks is not None:
             from exporter.load.first import land_blocks  # noqa: PLC0415  most loads do not need it
 

@@ -16,9 +16,9 @@ from psycopg import sql
 from exporter import state
 from exporter.errors import DatabaseError
 from exporter.raw import RawTable
-from exporter.raw.landing import Staging
+from exporter.raw.landing import Staging, row_error
 from exporter.raw.statements import copy_statement
-from exporter.source import Blocks, Column, Lands, Range, look_further
+from exporter.source import Blocks, Column, Lands, Range, join_snapshot, look_further
 from exporter.state import Totals, fence
 from exporter.terminal import Progress
 from exporter.wire import END_OF_BATCH, Block, Connection, ReadAhead, copy_out, one_batch, pour
@@ -108,7 +108,11 @@ def _land(
                 pass
             raise psycopg.Rollback
         if first.blocks.direct:
-            rows, size = pour(destination, copy_statement(first.raw), blocks)
+            try:
+                rows, size = pour(destination, copy_statement(first.raw), blocks)
+            except psycopg.IntegrityError as error:
+                row = f"of blocks {part.first:,} to {part.end:,}"
+                raise row_error(first.raw, error, part.number + 1, row, None) from None
             written = rows
         else:
             rows, size = staging.fill(blocks, part.number + 1)
@@ -183,19 +187,15 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
 
     Raises DatabaseError where that one is over, or on another server.
     """
-    # Locked first: if the other session is still there afterwards, its own lock has been held until
-    # this one was, and nobody has written the table anew, which would look empty to the snapshot.
-    begin = sql.SQL(
-        "begin isolation level repeatable read read only; lock table {} in access share mode"
+    gone = DatabaseError(
+        f"{first.raw.target.key}: the snapshot of this first load is gone",
+        hint="DATABASE_URL_CORE must name the same server for all who share a load",
     )
-    source.execute(begin.format(first.blocks.table.declared.name))
     try:
-        source.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(first.snapshot)))
+        if not join_snapshot(source, first.blocks.table.declared, first.snapshot):
+            raise gone
     except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
-        raise DatabaseError(
-            f"{first.raw.target.key}: the snapshot of this first load is gone",
-            hint="DATABASE_URL_CORE must name the same server for all who share a load",
-        ) from None
+        raise gone from None
     look_further(source, first.blocks.table)
     yield
     source.execute("commit")

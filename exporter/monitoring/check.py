@@ -17,13 +17,14 @@ import psycopg
 from exporter import state
 from exporter.config import Definition, project
 from exporter.config.environment import require
-from exporter.errors import ExporterError
+from exporter.errors import DriftError, ExporterError
+from exporter.load import dry_run
+from exporter.load.transfer import Attempt
 from exporter.monitoring import grants
 from exporter.monitoring.slots import found_slots
-from exporter.raw import DELETED, STAMP
-from exporter.raw.drift import plan
-from exporter.source import Table, describe, find_table, keyed, megabytes, slots
-from exporter.source.catalog import indexes, quoted, relation_columns
+from exporter.raw import fit
+from exporter.source import NEW, Table, describe, find_table, keyed, megabytes, slots
+from exporter.source.catalog import indexes, quoted, refuse_hidden
 from exporter.source.copied import refuse_unfit
 from exporter.terminal import text
 from exporter.wire import Connection, connect, first_line
@@ -233,7 +234,7 @@ def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Fi
 def of_source(
     core: Connection, analytics: Connection | None, definition: Definition
 ) -> Iterator[Finding]:
-    """Yield the findings about a definition's source; with ``analytics``, about drift as well."""
+    """Yield the findings about a definition's source; with ``analytics``, about a load as well."""
     key = definition.key
     name = quoted(core, definition.source.schema, definition.source.table)
     missing = tuple(grants.missing_on_source(core, definition))
@@ -244,16 +245,33 @@ def of_source(
     how = describe(definition, table)
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
     yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
+    definition = keyed(definition, table)
     if definition.source.read == "changes":
-        refuse_unfit(core, keyed(definition, table), table)
-    if table.hides_rows:
+        refuse_unfit(core, definition, table)
+    if not table.hides_rows:  # that one has a statement
+        yield from _tried(key, "rights", _columns(core, key, table, name))
+    else:
         message = f"row security hides rows of {name} from this role"
         _, role = grants.database_and_role(core)
         yield Finding("fail", key, "policies", message, (f"ALTER ROLE {role} BYPASSRLS;",))
     yield from _keys(core, definition, table, name)
     yield from _tried(key, "index", _index(core, definition, table, name))
-    if analytics:
-        yield from _tried(key, "drift", _drift(analytics, definition, table))
+    if analytics and not table.hides_rows:
+        yield from _tried(key, "load", _load(core, analytics, definition))
+
+
+def _columns(core: Connection, key: str, table: Table, name: str) -> Iterator[Finding]:
+    refuse_hidden(table)
+    hidden = [one for one in ("xmin", "ctid") if one in table.unreadable]
+    if hidden and table.kind in ("r", "p", "m"):
+        columns, (_, role) = ", ".join(hidden), grants.database_and_role(core)
+        yield Finding(
+            "warn",
+            key,
+            "rights",
+            f"{columns} of {name} cannot be read: loads read more of what raw has already",
+            (f"GRANT SELECT ({columns}) ON {name} TO {role};",),
+        )
 
 
 def _keys(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
@@ -306,32 +324,48 @@ def _index(core: Connection, definition: Definition, table: Table, name: str) ->
     yield Finding("warn", key, "index", message, tuple(statements))
 
 
-def _drift(analytics: Connection, definition: Definition, table: Table) -> Iterator[Finding]:
-    key, raw = definition.key, str(definition.destination)
-    existing = relation_columns(
-        analytics, definition.destination.schema, definition.destination.table
-    )
-    if existing is None:
-        yield Finding("ok", key, "drift", f"{raw} is made by the first load")
-        return
-    remembered = None
-    if state.tables_exist(analytics):
-        remembered = state.remembered_columns(analytics, definition.destination)
-    names = [column.name for column in table.columns]
-    drift = plan(definition.destination, table.landed, names, existing, remembered)
-    messages = [*(change.said for change in drift.changes), *drift.told]
-    ours = {
-        STAMP: definition.destination.evolution == "evolve",
-        DELETED: definition.destination.deletes == "mark",
-    }
-    added = [name for name, wanted in ours.items() if wanted and name not in existing]
-    messages += [f"{raw} gets {name}" for name in added]
-    if (drift.changes or added) and not grants.owns(analytics, definition):
-        statements = tuple(f"{one.statement.as_string(analytics)};" for one in drift.changes)
-        messages = [f"only the owner of {raw} can change its columns", *messages]
+def _load(core: Connection, analytics: Connection, definition: Definition) -> Iterator[Finding]:
+    """Take the steps of a load up to its first row; raise what it would raise."""
+    key, told = definition.key, list[str]()
+
+    def say(text: str, level: str = "warning", *_: object, **__: object) -> None:
+        if level == "warning":
+            told.append(text)
+
+    attempt = Attempt(definition, core, analytics, state.Result(key), say, lambda *_: None)
+    try:
+        with dry_run.foreseen(attempt, NEW) as outlook:
+            yield from _fits(analytics, outlook, told)
+    except DriftError as error:
+        yield Finding("fail", key, "drift", error.message, (error.hint,) if error.hint else ())
+    finally:
+        core.rollback()
+
+
+def _fits(analytics: Connection, outlook: dry_run.Outlook, told: list[str]) -> Iterator[Finding]:
+    planned, definition = outlook.planned, outlook.definition
+    key, raw, rows = definition.key, str(definition.destination), planned.raw
+    changes = [change.statement for change in planned.changes]
+    changes += [outlook.key] if outlook.key and not planned.creation else []
+    told += [
+        f"column {name} is {kind} in raw and wider at the source: what does not fit is refused"
+        for name, kind in rows.narrow.items()
+    ]
+    told += [
+        f"raw has another unique index, {one.name}: a row that breaks it is refused"
+        for one in fit.unique_indexes(analytics, rows.name)
+        if one.columns != sorted(rows.target.conflict_columns)
+    ]
+    if outlook.table.elsewhere and outlook.plan.unseen:
+        yield Finding("warn", key, "transactions", outlook.plan.unseen)
+    if changes and not grants.owns(analytics, definition):
+        statements = tuple(f"{one.as_string(analytics)};" for one in changes)
+        messages = [f"only the owner of {raw} can change its columns and keys", *told]
         yield Finding("fail", key, "drift", "; ".join(messages), statements)
-    elif messages:
-        yield Finding("warn", key, "drift", "; ".join(messages))
+    elif told:
+        yield Finding("warn", key, "drift", "; ".join(told))
+    elif planned.creation:
+        yield Finding("ok", key, "drift", f"{raw} is made by the first load")
     else:
         yield Finding("ok", key, "drift", f"{raw} has the source's columns")
 

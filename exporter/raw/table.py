@@ -13,9 +13,9 @@ from psycopg import sql
 from exporter import state
 from exporter.config import Destination
 from exporter.errors import DriftError, SourceError
-from exporter.raw import citus, drift
+from exporter.raw import citus, drift, fit
 from exporter.raw.drift import Change
-from exporter.source import BEYOND, Column, Table
+from exporter.source import BEYOND, Column, Table, is_proved
 from exporter.source.catalog import relation_columns, require
 from exporter.wire import Connection
 
@@ -115,7 +115,7 @@ def plan(
     """
     columns = table.landed
     conflict = frozenset(target.conflict_columns)
-    unique = any(key <= conflict for key in table.unique_keys)
+    unique = is_proved(table, target.conflict_columns)
     not_null = all(column.not_null for column in table.landed if column.name in conflict)
     require(table, "conflict_columns", target.conflict_columns)
     refuse_own_names(target, table)
@@ -124,10 +124,12 @@ def plan(
     if existing is None:
         on_citus = target.distribution_column is not None and citus.is_here(destination)
         raw = RawTable(target, columns, unique, True, True, marked, not_null, on_citus=on_citus)
+        fit.refuse_wide(target, len(columns) + 1 + marked)
         created = creation(target, columns)
         return Preparation(raw, created, (), (), {column.name: column.base for column in columns})
-    fixed, computed = _special_columns(destination, target)
-    columns = tuple(column for column in columns if column.name not in computed)
+    made = fit.made(destination, target)
+    fit.refuse_unfit(target, made, [*(column.name for column in columns), STAMP])
+    columns = tuple(column for column in columns if column.name not in made.computed)
     found = drift.plan(
         target,
         columns,
@@ -149,7 +151,7 @@ def plan(
         stamped,
         marked and DELETED not in {column.name for column in columns},
         not_null,
-        fixed,
+        made.fixed,
         {
             c.name: existing[c.name]
             for c in columns
@@ -160,6 +162,8 @@ def plan(
         citus.is_here(destination) and citus.has(destination, target),
     )
     changes = (*found.changes, *_own_columns(target, existing))
+    added = [change.column for change in changes if change.column not in existing]
+    fit.refuse_wide(target, made.width + len(added))
     notices = found.told if stamped else (*found.told, _unstamped(target))
     return Preparation(raw, None, changes, notices, found.remembered)
 
@@ -176,24 +180,6 @@ def refuse_own_names(target: Destination, table: Table) -> None:
                 f" {needed[column.name]} needs",
                 hint=f"exporter.source.exclude: [{column.name}]",
             )
-
-
-def _special_columns(
-    destination: Connection, target: Destination
-) -> tuple[frozenset[str], frozenset[str]]:
-    """Return raw's identity columns that are always generated, and those that it computes itself.
-
-    Migrations may have made such columns; a statement must not set them like others.
-    """
-    rows = destination.execute(
-        "select attname, attgenerated <> '' from pg_attribute where attrelid = to_regclass(%s)"
-        " and attnum > 0 and (attidentity = 'a' or attgenerated <> '')",
-        (target.name.as_string(destination),),
-    ).fetchall()
-    return (
-        frozenset(name for name, computed in rows if not computed),
-        frozenset(name for name, computed in rows if computed),
-    )
 
 
 def _size(destination: Connection, target: Destination) -> int:
@@ -279,24 +265,19 @@ def key_statement(
 ) -> sql.Composed | None:
     """Return what gives the raw table its primary key, None where a unique index covers it.
 
-    A primary key on ``old_key``, which an earlier definition had, is given up for it.
+    A primary key on ``old_key``, which an earlier definition had, is given up for it. Raises
+    DriftError where the table cannot have it.
     """
     if not raw.key:
         return None
-    rows = destination.execute(
-        "select array(select a.attname::text from pg_attribute a where a.attrelid = i.indrelid"
-        " and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]) order by 1),"
-        " i.indisprimary, c.relname from pg_index i join pg_class c on c.oid = i.indexrelid"
-        " where i.indrelid = to_regclass(%s) and i.indisunique and i.indisvalid"
-        " and i.indimmediate and i.indpred is null and i.indexprs is null",
-        (raw.name.as_string(destination),),
-    ).fetchall()
-    if any(columns == sorted(raw.target.conflict_columns) for columns, _, _ in rows):
+    indexes = fit.unique_indexes(destination, raw.name)
+    if any(one.usable and one.columns == sorted(raw.target.conflict_columns) for one in indexes):
         return None
+    old = [one for one in indexes if one.primary and one.usable and one.columns == sorted(old_key)]
+    fit.refuse_keyless(destination, raw.target, indexes, old[0] if old else None)
     statement = sql.SQL("alter table {} ").format(raw.name)
-    for columns, primary, name in rows:
-        if primary and columns == sorted(old_key):
-            statement += sql.SQL("drop constraint {}, ").format(sql.Identifier(name))
+    if old:
+        statement += sql.SQL("drop constraint {}, ").format(sql.Identifier(old[0].name))
     return statement + sql.SQL("add primary key ({})").format(sql.SQL(", ").join(raw.key))
 
 
@@ -314,9 +295,8 @@ def ensure_key(destination: Connection, raw: RawTable, old_key: Sequence[str] = 
             hint=f"correct conflict_columns; or truncate table {target}, then exporter load"
             f" {target.key}, which begins anew",
         ) from None
-    except psycopg.errors.InvalidTableDefinition as error:  # another primary key
+    except psycopg.errors.NotNullViolation:
         raise DriftError(
-            f"{target.key}: {target} has no unique index on conflict_columns ({keys}):"
-            f" {error.diag.message_primary}",
-            hint=f"create unique index on {target} ({keys})",
+            f"{target.key}: {target} holds rows that have NULL in conflict_columns ({keys})",
+            hint=f"delete these rows of {target}; or truncate it, then exporter load {target.key}",
         ) from None

@@ -10,7 +10,8 @@ from exporter.source.copied import CopyReader
 from exporter.source.cursor import CursorReader
 from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted, megabytes
 from exporter.source.scan import ScanReader
-from exporter.source.snapshot import Horizon
+from exporter.source.shared import is_proved
+from exporter.source.snapshot import Horizon, join_snapshot
 from exporter.source.window import Span, cursor_columns, is_scanned
 from exporter.wire import Connection
 
@@ -31,6 +32,8 @@ __all__ = [
     "Wanted",
     "describe",
     "find_table",
+    "is_proved",
+    "join_snapshot",
     "keyed",
     "look_further",
     "megabytes",

@@ -52,6 +52,7 @@ class Heap(NamedTuple):
     blocks: int
     file: str  # changes when it is rewritten
     kind: str  # pg_class.relkind
+    readable: bool  # by its own name: a right to a partitioned table is none to its partitions
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -77,6 +78,7 @@ class Table(NamedTuple):
     partitions: tuple[int, ...] = ()  # and tables that inherit from it, by oid
     indexed: frozenset[str] = frozenset()  # columns in whose order an index can be read
     hides_rows: bool = False  # from this role, by row security
+    unreadable: tuple[str, ...] = ()  # columns that this role may not read, PostgreSQL's own too
     elsewhere: str = ""  # whose transactions write it, where they cannot be seen here
 
     @property
@@ -129,7 +131,9 @@ select c.oid, c.relkind::text, c.reltuples,
         select json_agg(json_build_array(h.oid::bigint, n.nspname, h.relname,
             case when h.relkind in ('r', 'm')
                 then pg_relation_size(h.oid) / current_setting('block_size')::int else 0 end,
-            coalesce(pg_relation_filenode(h.oid)::text, ''), h.relkind) order by h.oid)
+            coalesce(pg_relation_filenode(h.oid)::text, ''), h.relkind,
+            h.oid = c.oid or has_table_privilege(h.oid, 'select')
+                and has_schema_privilege(n.oid, 'usage')) order by h.oid)
         from part p join pg_class h on h.oid = p.oid join pg_namespace n on n.oid = h.relnamespace
         where h.relkind not in ('p', 'v')
     ), '[]'),
@@ -159,7 +163,12 @@ select c.oid, c.relkind::text, c.reltuples,
             where i.inhparent = c.oid and l.relkind = 'f') then 'a foreign table'
         when exists (select from pg_subscription_rel where srrelid = c.oid)
         then 'filled by logical replication' else '' end,
-    row_security_active(c.oid)
+    row_security_active(c.oid),
+    case when has_table_privilege(c.oid, 'select') then '{}' else array(
+        select a.attname::text from pg_attribute a
+        where a.attrelid = c.oid and not a.attisdropped
+            and not has_column_privilege(c.oid, a.attnum, 'select')
+        order by a.attnum) end
 from rel c
 """
 # Every type is taken apart to what it is made of: domain to base, array to element.
@@ -209,9 +218,10 @@ def find_table(
     if found is None:
         raise _missing_table(source, declared)
     oid, kind, rows, ranges, buffers, found_heaps, primary_key, *more = found
-    keys, partitions, indexed, elsewhere, hides_rows = more
+    keys, partitions, indexed, elsewhere, hides_rows, unreadable = more
     heaps = tuple(Heap(*heap) for heap in found_heaps)
-    has_xmin = kind != "v" and all(heap.kind in ("r", "m") for heap in heaps)
+    has_xmin = kind != "v" and "xmin" not in unreadable
+    has_xmin = has_xmin and all(heap.kind in ("r", "m") for heap in heaps)
     table = Table(
         declared=declared,
         oid=oid,
@@ -221,7 +231,10 @@ def find_table(
         rows=rows,
         has_xmin=has_xmin,
         buffers=buffers,
-        in_blocks=has_xmin and ranges,
+        in_blocks=has_xmin
+        and ranges
+        and "ctid" not in unreadable
+        and all(heap.readable for heap in heaps),
         # An index of a table does not cover the tables that inherit from it.
         unique_keys=() if kind == "r" and partitions else tuple(map(frozenset, keys)),
         primary_key=tuple(primary_key),
@@ -230,6 +243,7 @@ def find_table(
         indexed=frozenset(indexed),
         elsewhere=elsewhere,
         hides_rows=hides_rows,
+        unreadable=tuple(unreadable),
     )
     require(table, "source.columns", declared.columns or ())
     require(table, "source.exclude", declared.exclude)
@@ -351,10 +365,21 @@ def planned_rows(connection: Connection, query: sql.Composable) -> int:
     return int(row[0][0]["Plan"]["Plan Rows"])
 
 
-def refuse_hidden_rows(table: Table) -> None:
-    """Raise SourceError where row security would keep rows from this role, and so from raw."""
+def refuse_hidden(table: Table) -> None:
+    """Raise SourceError where rows, or columns that land, are hidden from this role."""
+    declared = table.declared
+    read = [column.name for column in table.columns if column.name in declared.order]
+    read += [column.name for column in table.landed if column.expression is None]
+    hidden = [name for name in dict.fromkeys(read) if name in table.unreadable]
+    if hidden:
+        columns = ", ".join(sql.Identifier(name).as_string(None) for name in hidden)
+        raise SourceError(
+            f"{declared.where}: DATABASE_URL_CORE's role may not read {columns} of"
+            f" {declared.schema}.{declared.table}",
+            hint=f"grant select ({columns}) on {declared.name.as_string(None)} to it; or leave them"
+            " out: exporter.source.exclude",
+        )
     if table.hides_rows:
-        declared = table.declared
         raise SourceError(
             f"{declared.where}: row security hides rows of {declared.schema}.{declared.table} from"
             " DATABASE_URL_CORE's role: they would be missing in raw, or be removed there",

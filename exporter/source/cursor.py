@@ -77,6 +77,7 @@ class CursorReader(RelationReader):
         """See ``Reader``."""
         del shared  # an increment is read in the cursor's order
         self._stored = self._current = stored
+        self._fills = empty and stored.cursor is None
         self.window = window = self._window(stored)
         self._advances = False
         plan = Plan(
@@ -111,7 +112,9 @@ class CursorReader(RelationReader):
         self._advances = False
         if self._round:
             columns, limit = plan.stream[:-1], Limit(self._batch_rows, BATCH_SIZE)
-            for query in sweep.queries(*self._round, self.table, columns, self._snapshot):
+            for part in sweep.parts(*self._round, self.table, self._snapshot):
+                self._refuse_shared(part)
+                query = part(columns)
                 yield from self._batches_of(query, limit, swept=True)
 
     def in_flight(self, stored: State) -> sql.Composable:
@@ -130,7 +133,7 @@ class CursorReader(RelationReader):
 
     def _backfill(self, plan: Plan, span: Span) -> Plan:
         """Read a span again. The position stays as it is."""
-        where = self.window.within(self._source, span)
+        self._where = where = self.window.within(self._source, span)
         self._finish = lambda: self._stored
         query = self._select(where) + self.window.order
         return plan._replace(path="backfill", query=query)
@@ -163,6 +166,7 @@ class CursorReader(RelationReader):
                 where = TRUE
             elif table.has_xmin:
                 self._round = self._due(wanted)
+        self._where = where
         query = self._select(where, beyond) + window.order
         return plan._replace(
             path="increment",
@@ -224,10 +228,17 @@ class CursorReader(RelationReader):
 
     def _has_rows_behind(self, partition: int, window: Window, cursor: Position) -> bool:
         """Whether a partition has a row that an increment would pass over."""
-        name = self._source.execute("select %s::oid::regclass::text", (partition,)).fetchone()
-        assert name is not None
+        found = self._source.execute(
+            "select c.oid::regclass::text, has_table_privilege(c.oid, 'select')"
+            " and has_schema_privilege(c.relnamespace, 'usage') from pg_class c where oid = %s",
+            (partition,),
+        ).fetchone()
+        assert found is not None
+        name, readable = found
+        if not readable:  # by its own name; nobody can tell
+            return True
         statement = sql.SQL("select exists (select from {} where ({}) is not true)").format(
-            sql.SQL(name[0]), window.after(cursor)
+            sql.SQL(name), window.after(cursor)
         )
         row = self._source.execute(statement).fetchone()
         return bool(row and row[0])

@@ -10,8 +10,9 @@ from psycopg import sql
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, select, step_of
-from exporter.source.catalog import Column, Table, find_table, keyed, refuse_hidden_rows
+from exporter.source.catalog import Column, Table, find_table, keyed, refuse_hidden
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
+from exporter.source.shared import is_proved, refuse_shared
 from exporter.source.snapshot import (
     TRUE,
     Horizon,
@@ -42,6 +43,8 @@ class RelationReader(ABC):
         self._batch_rows = definition.batch_rows
         self._append = definition.destination.mode == "append"
         self._finish: Callable[[], State]
+        self._where: sql.Composable = TRUE  # the condition for the rows of the plan
+        self._fills = False  # raw has no row yet
 
     @contextlib.contextmanager
     def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
@@ -60,7 +63,7 @@ class RelationReader(ABC):
                 source=horizon.server.identity,
                 horizon=horizon.oldest_open,
             )
-            refuse_hidden_rows(self.table)
+            refuse_hidden(self.table)
             self._refuse(rows=destination is not None)
             yield self.table
 
@@ -73,6 +76,8 @@ class RelationReader(ABC):
     def batches(self, plan: Plan) -> Generator[Batch]:
         """See ``Reader``."""
         if plan.query is not None:
+            if plan.lands is not Lands.WHOLE:
+                self._refuse_shared(lambda columns: select(self.table, columns, self._where))
             limit = None if plan.lands is Lands.WHOLE else self._limit()
             yield from self._batches_of(plan.query, limit)
 
@@ -131,6 +136,11 @@ class RelationReader(ABC):
         """Whether each row of a log is known by its transaction to have landed, or not."""
         return False
 
+    @property
+    def _ended(self) -> sql.Composable:
+        """The condition for rows that land in this load, by their transactions."""
+        return TRUE
+
     def _first(self, plan: Plan, target: Target, since: str | None, *, empty: bool) -> Plan:
         """Read all blocks; or the rest of them, then what has changed since the first ones."""
         table, stored = self.table, plan.begin
@@ -145,7 +155,7 @@ class RelationReader(ABC):
             binding=stored.binding,
         )
         late = since if same else None
-        if self._lands_once:  # what is newer is for the next load
+        if self._lands_once:  # what is newer comes behind them, or is for the next load
             late = str(int(begin.snapshot_xmin or 0) % 2**32)
         blocks = Blocks(
             table,
@@ -162,11 +172,22 @@ class RelationReader(ABC):
             begin._replace(file=None, next_block=None, cursor=self._top())
         )
         query = None
-        if late and not self._lands_once:
-            query = select(table, plan.stream[:-1], changed_since(late))
+        if late and same:
+            newer = sql.SQL("{} and {}").format(changed_since(late), self._ended)
+            query = select(table, plan.stream[:-1], newer)
         return plan._replace(
             path="first load", begin=begin, blocks=blocks, query=query, rows=table.rows
         )
+
+    def _refuse_shared(self, read: Callable[[tuple[Column, ...]], sql.Composable]) -> None:
+        """Raise SourceError where a row that is to be read shares its key with one in raw.
+
+        A constraint of the source says that none does, or it is asked. Into an empty raw all rows
+        are landed by this load, which sees it itself.
+        """
+        keys = self._definition.destination.conflict_columns
+        if keys and not self._fills and not is_proved(self.table, keys):
+            refuse_shared(self._source, self.table, keys, read)
 
     def _batches_of(
         self, query: sql.Composable, limit: Limit | None, *, swept: bool = False

@@ -77,6 +77,7 @@ class ScanReader(RelationReader):
                 f" exporter verify {self._key} --repair mends what differs",
             )
         self._empty = empty
+        self._fills = empty and stored.cursor is None
         self._current = stored
         plan = Plan(
             path="",
@@ -116,7 +117,7 @@ class ScanReader(RelationReader):
     def _scan(self, plan: Plan, since: str | None, shared: bool) -> Plan:
         """Read what was written since the last snapshot began; everything where that is unknown."""
         changed = changed_since(since) if since else TRUE
-        where = sql.SQL("{} and {}").format(changed, self._ended)
+        self._where = where = sql.SQL("{} and {}").format(changed, self._ended)
         rows = None if since else self.table.rows
         plan = plan._replace(path="scan", rows=rows)
         if shared and self.table.in_blocks and self.table.blocks > _SHARED and not self._append:
@@ -142,6 +143,12 @@ class ScanReader(RelationReader):
     def _refuse(self, *, rows: bool) -> None:
         declared = self._declared
         name = f"{declared.schema}.{declared.table}"
+        if "xmin" in self.table.unreadable:
+            raise SourceError(
+                f"{declared.where}: DATABASE_URL_CORE's role may not read xmin of {name}, by which"
+                " it is scanned",
+                hint=f"grant select (xmin) on {declared.name.as_string(None)} to it",
+            )
         if not self.table.has_xmin:
             kind = {"v": "a view", "f": "a foreign table"}.get(self.table.kind)
             raise SourceError(
@@ -169,12 +176,9 @@ class ScanReader(RelationReader):
         return bool(row and row[0])
 
     def _complete(self, current: State) -> State:
-        moment = self._moment
-        # A log's first load that was killed goes on to where it would have ended.
-        xmin = current.snapshot_xmin if self._append and current.snapshot_xmin else None
-        return moment._replace(
-            cursor=Position(xmin or self._snapshot.xmin) if current.cursor else None,
-            snapshot_xmin=xmin or self._snapshot.xmin,
+        return self._moment._replace(
+            cursor=Position(self._snapshot.xmin) if current.cursor else None,
+            snapshot_xmin=self._snapshot.xmin,
             file=self.table.file if self._append else None,
         )
 
@@ -190,7 +194,8 @@ class ScanReader(RelationReader):
         before = stored.binding.source.partitions if stored.binding else ()
         known = {*before, stored.binding.source.oid if stored.binding else self.table.oid}
         return any(
-            self._has_rows(heap.identifier, sql.SQL("not {}").format(self._changed()))
+            not heap.readable
+            or self._has_rows(heap.identifier, sql.SQL("not {}").format(self._changed()))
             for heap in self.table.heaps
             if heap.oid not in known
         )
@@ -202,7 +207,8 @@ class ScanReader(RelationReader):
         old = sql.SQL("not {}").format(self._changed())
         before = {one.partition("@")[0] for one in stored.file.split(", ")}
         return any(
-            self._has_rows(heap.identifier, TRUE) and not self._has_rows(heap.identifier, old)
+            not heap.readable
+            or (self._has_rows(heap.identifier, TRUE) and not self._has_rows(heap.identifier, old))
             for heap in self.table.heaps
             if heap.file not in before
         )

@@ -59,6 +59,20 @@ _ASKED = {
     ),
     False: _IDENTITY.format(cluster="null", recovery="null"),
 }
+_BEGIN = sql.SQL("begin isolation level repeatable read read only")
+# What a query reads of the catalog is as the snapshot has it; what these functions look up is as
+# it is now. The file of a system catalog is not in the catalog.
+_REPLACED = """
+with recursive seen (oid, file) as (
+    select c.oid, c.relfilenode from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where to_regclass(%s) = c.oid and n.nspname = %s and c.relname = %s
+    union all
+    select c.oid, c.relfilenode
+    from seen s join pg_inherits i on i.inhparent = s.oid join pg_class c on c.oid = i.inhrelid
+)
+select coalesce(bool_or(file <> 0 and file is distinct from pg_relation_filenode(oid)), true)
+from seen
+"""
 
 
 class Server(NamedTuple):
@@ -128,20 +142,62 @@ def reading(source: Connection, declared: SourceTable) -> Iterator[None]:
     Raises SourceError.
     """
     table = declared.name
-    begin = sql.SQL("begin isolation level repeatable read read only")
     try:
         # Locked before the snapshot is taken: a table that is rewritten between the two looks
         # empty to the snapshot, and the watermark would pass its rows.
-        source.execute(begin + sql.SQL("; lock table {} in access share mode").format(table))
+        source.execute(_BEGIN + sql.SQL("; lock table {} in access share mode").format(table))
     except (psycopg.errors.UndefinedTable, psycopg.errors.WrongObjectType):
-        source.execute(sql.SQL("rollback; ") + begin)
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise SourceError(
-            f"{declared.where}: {first_line(error)}",
-            hint=f"grant select on {table.as_string(source)} to DATABASE_URL_CORE's role",
-        ) from None
+        source.execute(sql.SQL("rollback; ") + _BEGIN)
+    except psycopg.errors.InsufficientPrivilege:
+        _lock_by_reading(source, declared)
     yield
     source.execute("commit")
+
+
+def _lock_by_reading(source: Connection, declared: SourceTable) -> None:
+    """Lock the table for a role that may read some of its columns: LOCK wants a right to them all.
+
+    A query takes the same lock, and the snapshot before it. So it is looked whether the table was
+    rewritten or replaced between the two: then there is another try. Raises SourceError.
+    """
+    name = declared.name.as_string(source)
+    query = _BEGIN + sql.SQL("; select from {} limit 0").format(declared.name)
+    while True:
+        try:
+            source.execute(sql.SQL("rollback; ") + query)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SourceError(
+                f"{declared.where}: {first_line(error)}",
+                hint=f"grant select on {name} to DATABASE_URL_CORE's role",
+            ) from None
+        if not is_replaced(source, declared):
+            return
+
+
+def is_replaced(source: Connection, declared: SourceTable) -> bool:
+    """Whether the table was rewritten or replaced after the running transaction's snapshot."""
+    name = declared.name.as_string(source)
+    row = source.execute(_REPLACED, (name, declared.schema, declared.table)).fetchone()
+    return not row or bool(row[0])
+
+
+def join_snapshot(source: Connection, declared: SourceTable, snapshot: str | None) -> bool:
+    """Open a transaction that sees an exported snapshot; false where that shows nothing any more.
+
+    Raises psycopg.Error where the snapshot is gone.
+    """
+    shared = sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot))
+    try:
+        # Locked first: if the other session is still there afterwards, its own lock has been held
+        # until this one was, and nobody has written the table anew, which would look empty.
+        lock = sql.SQL("; lock table {} in access share mode").format(declared.name)
+        source.execute(_BEGIN + lock)
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.WrongObjectType):
+        query = sql.SQL("rollback; {}; {}; select from {} limit 0")
+        source.execute(query.format(_BEGIN, shared, declared.name))
+        return not is_replaced(source, declared)
+    source.execute(shared)
+    return True
 
 
 def take_snapshot(source: Connection, stored: State, horizon: Horizon) -> Snapshot:

@@ -8,7 +8,8 @@ for rows of new transactions, and a round of all blocks comes to its end within 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 from psycopg import sql
@@ -70,17 +71,26 @@ def ended(current: Round, end: int, table: Table) -> Round:
     return current._replace(place=end, over=end >= table.blocks)
 
 
-def queries(
-    current: Round, end: int, table: Table, columns: tuple[Column, ...], snapshot: Snapshot
-) -> Iterator[sql.Composable]:
-    """Yield the queries for the rows of blocks from the round's place to ``end``."""
+def parts(
+    current: Round, end: int, table: Table, snapshot: Snapshot
+) -> Iterator[Callable[[tuple[Column, ...]], sql.Composable]]:
+    """Yield what gives a query for columns, of rows from the round's place to the block ``end``.
+
+    Each is of one heap, or of all of them.
+    """
     changed, beyond = snapshot.newer(current.since), sql.SQL("false")
     if current.place == 0 and end == table.blocks:
-        yield select(table, columns, changed, beyond)
+        yield lambda columns: select(table, columns, changed, beyond)
         return
     place = 0
     for heap in table.heaps:
         first, last = max(place, current.place), min(place + heap.blocks, end)
         if first < last:
-            yield select_blocks(table, columns, first, last, changed, beyond)
+            yield functools.partial(_blocks, table, first, last, changed)
         place += heap.blocks
+
+
+def _blocks(
+    table: Table, first: int, last: int, where: sql.Composable, columns: tuple[Column, ...]
+) -> sql.Composable:
+    return select_blocks(table, columns, first, last, where, sql.SQL("false"))

@@ -213,7 +213,7 @@ def test_drift_is_told_before_it_happens(items: Workplace) -> None:
     items.load("Item")
     compare(items, "public.item", "analytics_raw.item")
     items.define(ITEM + "        deletes: mark\n")
-    assert "gets _deleted_at" in str(_check(items)["Item drift"]["message"])
+    assert "has _deleted_at from now on" in str(_check(items)["Item drift"]["message"])
 
 
 def test_who_holds_the_lock(items: Workplace) -> None:

@@ -328,13 +328,11 @@ def test_a_log_that_was_killed_in_its_first_load(place: Workplace) -> None:
         place.core, "insert into item select 7, 'in an old block' from generate_series(1, 9)"
     )
     place.query(place.analytics, "alter table analytics_raw.item drop constraint item_id_check")
-    place.load("Item")
-    place.load("Item")
-    found = place.query(
-        place.analytics,
-        "select count(*), count(*) filter (where v = 'in an old block') from analytics_raw.item",
-    )
-    assert found == [(2009, 9)]
+    new = "count(*) filter (where v = 'in an old block')"
+    for written in (2009 - landed, 0):  # what was committed meanwhile, too, and none of it twice
+        assert place.load("Item")["rows_written"] == written
+        found = place.query(place.analytics, f"select count(*), {new} from analytics_raw.item")
+        assert found == [(2009, 9)]
 
 
 def test_a_large_scan_is_shared(place: Workplace) -> None:

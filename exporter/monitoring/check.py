@@ -256,7 +256,11 @@ def of_source(
         yield Finding("fail", key, "policies", message, (f"ALTER ROLE {role} BYPASSRLS;",))
     yield from _keys(core, definition, table, name)
     yield from _tried(key, "index", _index(core, definition, table, name))
-    if analytics and not table.hides_rows:
+    # Before there is a slot, changes cannot be rehearsed.
+    rehearses = analytics and (
+        definition.source.read != "changes" or any(s.ours for s in found_slots(core, analytics))
+    )
+    if analytics and rehearses and not table.hides_rows:
         yield from _tried(key, "load", _load(core, analytics, definition))
 
 

@@ -291,11 +291,13 @@ def test_slots_are_shown_and_dropped(thing: Workplace) -> None:
     done = thing.run("exporter", "slots", "drop", name)
     assert done.returncode == 0, done.stderr
     assert slots(thing) == []
+    assert thing.run("exporter", "check").returncode == 0
     thing.query(thing.core, "delete from thing where id = 1")
     results(thing)
     same(thing, "thing")
     checked = thing.run("exporter", "check")
-    assert "slots" in checked.stdout
+    assert checked.returncode == 0, checked.stdout
+    assert "holds back" in checked.stdout
     assert thing.run("exporter", "status").returncode == 0
     verified = thing.run("exporter", "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr

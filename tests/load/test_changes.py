@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
 import pytest
 
-from tests.conftest import Workplace, as_role
+from exporter.demo.embedded import running_server
+from tests.conftest import Workplace, as_role, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.processes import start_load, until
 
 THING = """
 create table thing (id int primary key, a text, big text, n numeric(9,3), at timestamptz);
@@ -328,3 +335,113 @@ def test_a_publication_that_somebody_has_changed(thing: Workplace) -> None:
     thing.query(thing.core, "update thing set a = 'seen'; delete from thing where id = 3")
     assert results(thing)["thing"]["rows_read"] == 97
     same(thing, "thing")
+
+
+def test_a_copy_waits_for_who_writes(thing: Workplace) -> None:
+    """What was begun before the publication had the table could be in neither of the two."""
+    thing.query(thing.core, "create table other (id int primary key, a text)")
+    define(thing, "thing", "other")
+    with psycopg.connect(thing.core) as writer:
+        writer.execute("insert into other values (1, 'open')")
+        process = start_load(thing)
+        time.sleep(5)
+        assert process.poll() is None
+        writer.execute("insert into other values (2, 'open still')")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "waits for process" in err
+    assert '"rows_written": 2' in out
+    same(thing, "thing", "other")
+    results(thing)
+    same(thing, "thing", "other")
+
+
+def test_idle_tables_hold_nothing_back(thing: Workplace) -> None:
+    (name,) = thing.query(
+        thing.core, "select slot_name from pg_replication_slots where database = current_database()"
+    )[0]
+    held = (
+        "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint"
+        f" from pg_replication_slots where slot_name = '{name}'"
+    )
+    thing.query(
+        thing.core,
+        "create table foreign_to_us as select md5(i::text) from generate_series(1, 200000) i",
+    )
+    assert thing.query(thing.core, held)[0][0] > 10_000_000
+    assert results(thing)["thing"]["rows_read"] == 0
+    until(lambda: bool(thing.query(thing.core, held)[0][0] < 1_000_000))
+
+
+def test_a_slot_in_use_is_named(thing: Workplace) -> None:
+    name = slots(thing)[0][0]
+    subscriber = start_receiver(thing, name)
+    try:
+        status, said = refused(thing)
+        assert status == 1
+        assert f'replication slot "{name}" is active' in said
+    finally:
+        subscriber.finish()
+    results(thing)
+    same(thing, "thing")
+
+
+def start_receiver(place: Workplace, name: str) -> psycopg.pq.PGconn:
+    """Read a slot as somebody else would."""
+    receiver = psycopg.pq.PGconn.connect(f"{place.core}&replication=database".encode())
+    options = f"(proto_version '1', publication_names '{name}')"
+    receiver.send_query(f"START_REPLICATION SLOT {name} LOGICAL 0/0 {options}".encode())
+    until(
+        lambda: (
+            place.query(
+                place.core, f"select active from pg_replication_slots where slot_name = '{name}'"
+            )
+            == [(True,)]
+        )
+    )
+    return receiver
+
+
+@pytest.fixture
+def small_wal(tmp_path: Path) -> Iterator[Workplace]:
+    """A server that soon gives up a slot which nobody reads."""
+    settings = {
+        "wal_level": "logical",
+        "max_slot_wal_keep_size": "20MB",
+        "max_wal_size": "40MB",
+        "min_wal_size": "32MB",
+        "fsync": "off",
+    }
+    with running_server(settings) as server:
+        url = server.url("postgres")
+        yield from empty_project((url, url), tmp_path)
+
+
+def test_a_slot_that_was_given_up(small_wal: Workplace) -> None:
+    place = small_wal
+    place.query(place.core, THING)
+    define(place, "thing")
+    results(place)
+    place.query(place.core, "delete from thing where id < 5")
+    for _ in range(4):
+        place.query(
+            place.core,
+            "create table filler as select repeat(md5(i::text), 9) as a"
+            " from generate_series(1, 90000) i; drop table filler; checkpoint",
+        )
+    done = place.run("exporter", "load")
+    assert done.returncode == 0, done.stderr
+    assert "is lost: the source has removed WAL" in done.stderr
+    same(place, "thing")
+
+
+def test_a_source_without_logical_wal(tmp_path: Path) -> None:
+    with running_server({"wal_level": "replica", "fsync": "off"}) as server:
+        url = server.url("postgres")
+        for place in empty_project((url, url), tmp_path):
+            place.query(place.core, THING)
+            define(place, "thing")
+            assert "wal_level = replica, and changes need logical" in refused(place)[1]
+            checked = place.run("exporter", "check")
+            assert checked.returncode == 1
+            assert "changes need logical" in checked.stdout

@@ -167,6 +167,10 @@ class _Load:
         found = next(iter(slots.find(self._source, known.name)), None)
         if known.lsn is None:  # a load was killed while it made the slot
             why = ""
+        elif known.timeline != server.timeline:
+            why = f"is of timeline {known.timeline}, and the source is on {server.timeline}"
+        elif lsn_number(known.lsn) > (server.lsn or 0):  # what comes there now, no slot would send
+            why = "was read further than the source has WAL: it has lost commits"
         elif found is None:
             why = "is not at the source any more"
         elif found.lost:
@@ -214,7 +218,7 @@ class _Load:
         """
         destination, sources = self._destination, [one.source for one in self._definitions]
         if slot is None:
-            slot = Slot(slots.new_name(destination))
+            slot = Slot(slots.new_name(destination), timeline=server.timeline)
             remembered.remember(destination, slot, server.cluster, server.database)
         names = [str(one.destination) for one in self._definitions]
         now = slots.publication(self._source, slot.name)

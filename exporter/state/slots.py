@@ -19,6 +19,7 @@ create table if not exists {} (
     slot text primary key,
     cluster text,
     database text not null,
+    timeline int,
     lsn pg_lsn,
     exported_at timestamptz,
     updated_at timestamptz not null default now()
@@ -35,6 +36,7 @@ class Slot(NamedTuple):
     name: str
     lsn: str | None = None
     exported_at: str | None = None
+    timeline: int | None = None
 
 
 def create_table(destination: Connection) -> None:
@@ -71,7 +73,7 @@ def of_source(destination: Connection, cluster: str | None, database: str) -> Sl
     """Return the slot that is read for a source, None before there is one."""
     row = destination.execute(
         sql.SQL(
-            "select slot, lsn::text, exported_at::text from {} where database = %s"
+            "select slot, lsn::text, exported_at::text, timeline from {} where database = %s"
             " and coalesce(cluster, '') = coalesce(%s, '')"
         ).format(SLOTS),
         (database, cluster),
@@ -94,10 +96,10 @@ def remember(destination: Connection, slot: Slot, cluster: str | None, database:
     """Keep a slot's name before it is made: it is then never without its owner."""
     destination.execute(
         sql.SQL(
-            "insert into {} (slot, cluster, database, lsn) values (%s, %s, %s, %s)"
+            "insert into {} (slot, cluster, database, lsn, timeline) values (%s, %s, %s, %s, %s)"
             " on conflict (slot) do update set (lsn, updated_at) = (excluded.lsn, now())"
         ).format(SLOTS),
-        (slot.name, cluster, database, slot.lsn),
+        (slot.name, cluster, database, slot.lsn, slot.timeline),
     )
 
 

@@ -163,9 +163,11 @@ def test_partitions(place: Workplace) -> None:
     place.query(
         place.core,
         "create table part_3 (like part including all); insert into part_3 values (1, 3, 'came');"
-        "alter table part attach partition part_3 for values in (3);"
-        "alter table part detach partition part_1",
+        "alter table part attach partition part_3 for values in (3)",
     )
+    results(place)
+    same(place, "part")
+    place.query(place.core, "alter table part detach partition part_1")
     results(place)
     same(place, "part")
     place.query(place.core, "create table part_4 partition of part for values in (4)")
@@ -445,3 +447,22 @@ def test_a_source_without_logical_wal(tmp_path: Path) -> None:
             checked = place.run("exporter", "check")
             assert checked.returncode == 1
             assert "changes need logical" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("lsn = 'FF/0'", "was read further than the source has WAL"),
+        ("timeline = 77", "is of timeline 77, and the source is on 1"),
+    ],
+)
+def test_a_source_that_went_back_or_failed_over(thing: Workplace, changed: str, said: str) -> None:
+    thing.query(thing.analytics, f"update analytics_raw._exporter_slots set {changed}")
+    thing.query(thing.core, "delete from thing where id = 1")
+    done = thing.run("exporter", "load", "-j", "2")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    same(thing, "thing")
+    thing.query(thing.core, "delete from thing where id = 2")
+    results(thing)
+    same(thing, "thing")

@@ -1,8 +1,9 @@
 """Out of others' way: who waits for a lock of ours at the source, and whom we wait for.
 
-A thread looks once a second while a load takes longer than that, on a session of its own on each
-database. It ends the source's session of a load that somebody waits for, or that has to wait at the
-destination: the server lets go of its locks at once, and the load begins again behind who waited.
+A thread looks once a second, where a load takes longer than a moment, on a session of its own on
+each database. It ends the source's session of a load that somebody waits for, or that has to wait
+at the destination: the server lets go of its locks at once, and the load begins again behind who
+waited.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from exporter.errors import DatabaseError, ExporterError, LockedError
 from exporter.terminal import Say, signals
 from exporter.wire import Connection, connect, own_sessions
 
-_LOOK = 1.0  # seconds between looks, and before the first one: most loads take less
+_FIRST = 1.5  # seconds before the first look: most loads take less
+_LOOK = 1.0  # seconds between looks
 _TELL = 4.5  # seconds after which a wait that was seen is told: it is then 5 to 6 seconds old
 _MOST_LOST = 600.0  # seconds of work that a load which begins anew gives up for others
 _REST = 10.0  # seconds without a look where a server gave no session, or ended it
 _PATIENCE = 5.0  # seconds for the lock of the session that was given up
-_END = 0.5  # seconds that the thread has to end its sessions, after the last load
+_ANY = "select exists (select from pg_locks where not granted)"  # costs next to nothing
 # Only a mode that conflicts with what a reader holds counts: a session in the queue before another
 # is not in its way. A lock to extend a file is waited for, too, where sessions fill one table.
 _WAITS = """
@@ -145,14 +147,11 @@ class _Watch:
         """Leave a load alone; with the last one the sessions end."""
         with self._change:
             self._loads.discard(one)
-            thread = self._thread if self._sessions and not self._loads else None
-            if thread:
+            if self._sessions and not self._loads:
                 self._change.notify_all()
-        if thread:
-            thread.join(_END)
 
     def _run(self) -> None:
-        due = time.monotonic() + _LOOK
+        due = time.monotonic() + _FIRST
         while True:
             with self._change:
                 while self._loads and (left := due - time.monotonic()) > 0:
@@ -161,12 +160,16 @@ class _Watch:
                     self._close()
                     self._thread = None
                     return
-                begun = time.monotonic() - _LOOK
+                begun = time.monotonic() - _FIRST
                 long = [one for one in self._loads if one.began <= begun]
             due = time.monotonic() + _LOOK
             try:
                 self._look(long)
-            except (psycopg.Error, ExporterError):  # a load that cannot be looked after goes on
+            except (
+                psycopg.Error,
+                ExporterError,
+                OSError,
+            ):  # a load that cannot be looked after goes on
                 self._close()
                 due += _REST
 
@@ -174,6 +177,8 @@ class _Watch:
         seen = {}
         for name in sorted({it.variable for one in loads for it in (one.source, one.destination)}):
             session = self._session(name)
+            if session.execute(_ANY).fetchone() == (False,):
+                continue
             ours, _ = own_sessions(session)
             for wait in map(_Wait._make, session.execute(_WAITS, {"ours": ours}).fetchall()):
                 known = (name, wait.ours, wait.what)

@@ -18,7 +18,7 @@ from exporter.config import Definition
 from exporter.config.environment import url
 from exporter.errors import ExporterError, UsageError
 from exporter.raw.table import creation
-from exporter.source import find_table
+from exporter.source import find_table, keyed
 from exporter.state import SCHEMA
 from exporter.wire import connect
 
@@ -52,10 +52,11 @@ def new(root: Path, name: str, definition: Definition) -> Path:
     if not re.fullmatch(r"\w+", name):
         raise UsageError(f"{name} is not a name for a migration", hint="letters, digits and _")
     with connect("DATABASE_URL_CORE") as source, connect("DATABASE_URL_ANALYTICS") as destination:
-        columns = find_table(source, definition.source, destination).landed
-        create = creation(definition.destination, columns, key=True).as_string(destination)
-    table = definition.destination.name.as_string(None)
-    schema = sql.Identifier(definition.destination.schema).as_string(None)
+        table = find_table(source, definition.source, destination)
+        target = keyed(definition, table).destination
+        create = creation(target, table.landed, key=True).as_string(destination)
+    name_in_raw = target.name.as_string(None)
+    schema = sql.Identifier(target.schema).as_string(None)
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     while True:  # dbmate knows a migration by its second alone
@@ -67,7 +68,7 @@ def new(root: Path, name: str, definition: Definition) -> Path:
     with file.open("x") as opened:  # never over another one
         opened.write(
             f"-- migrate:up\ncreate schema if not exists {schema};\n\n{create};\n\n"
-            f"-- migrate:down\ndrop table {table};\n"
+            f"-- migrate:down\ndrop table {name_in_raw};\n"
         )
     return file
 

@@ -236,4 +236,5 @@ def found(horizon: Horizon, snapshot: Snapshot, table: Table) -> Source:
 
 def changed_since(xid: str) -> sql.Composable:
     """Return the condition for rows written by that transaction id or a later one."""
-    return sql.SQL("age(xmin) <= age({}::xid)").format(sql.Literal(xid))
+    # A subquery is computed once, where a call would be made for each row.
+    return sql.SQL("age(xmin) <= (select age({}::xid))").format(sql.Literal(xid))

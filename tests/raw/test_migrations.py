@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from tests.conftest import ROOT, Workplace, compare
+from tests.helpers.tables import ITEM
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 DBMATE = shutil.which("dbmate", path=PATH)
@@ -102,3 +103,14 @@ def test_absence_of_dbmate_is_told(product: Workplace, tmp_path: Path) -> None:
     done = product.run("python", "-c", program, PATH=str(tmp_path))
     assert done.returncode == 2
     assert "pip install 'dbt-exporter[migrations]'" in done.stderr
+
+
+def test_a_key_that_the_source_knows(place: Workplace) -> None:
+    place.define(
+        ITEM.replace("cursor: {field: at, id_field: id}", "").replace(
+            "        conflict_columns: [id]\n", ""
+        )
+    )
+    place.query(place.core, "create table item (id int, at timestamptz, primary key (at, id))")
+    file = Path(db(place, "new", "create_item", "--from", "Item").strip())
+    assert 'primary key ("at", "id")' in (place.folder / file).read_text()

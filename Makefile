@@ -11,7 +11,7 @@ FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 pyt
 	>/dev/null 2>&1 && { echo $$p; exit 0; }; done; \
 	echo 'Python 3.10 to 3.13 with venv is needed: install it, or name it: make PYTHON=/path/python3' >&2; exit 1
 
-.PHONY: help demo test test-long bench check docs docs-site format lock clean
+.PHONY: help demo test test-long test-dbt bench check docs docs-site format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ —/'
@@ -24,6 +24,9 @@ test: .venv/.dev  ## run the tests, the long ones shortened
 
 test-long: .venv/.dev  ## run the tests in full
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-dbt: .venv/.dev  ## try the wheel and dbt's own suites under each version of dbt
+	@.ci/dbt-versions $(ARGS)
 
 bench: .venv/.dev .bench/.done  ## compare with a raw pipe, postgres_fdw, dlt, and dbt's own strategies
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -8,6 +8,13 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
+# a contestant has the same colour in every panel
+COLOURS = {
+    "exporter": "tab:blue",
+    "psql pipe": "tab:gray",
+    "postgres_fdw": "tab:orange",
+    "dlt": "tab:green",
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,7 +29,8 @@ def main() -> None:
                 lines.setdefault(one["contestant"], []).append((one["rows"], one["seconds"]))
         for name, points in lines.items():
             xs, ys = zip(*sorted(points), strict=True)
-            axis.plot(xs, ys, marker="o", label=name, linewidth=2.5 if name == "exporter" else 1.2)
+            width = 2.5 if name == "exporter" else 1.2
+            axis.plot(xs, ys, marker="o", label=name, linewidth=width, color=COLOURS[name])
         axis.set(xscale="log", yscale="log", title=phase, xlabel="rows of the source")
         axis.grid(visible=True, which="major", alpha=0.3)
         axis.legend(frameon=False)

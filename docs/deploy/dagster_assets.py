@@ -1,12 +1,11 @@
 """Dagster: raw tables and dbt models as assets of one graph, loaded and built every night.
 
-pip install dagster-webserver dagster-dbt
+pip install dagster-webserver dagster-dbt dbt-exporter
 PROJECT_DIR=/srv/analytics dagster dev -f dagster_assets.py
 """
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 from dagster import (
@@ -21,6 +20,8 @@ from dagster import (
 )
 from dagster_dbt import DbtCliResource, DbtProject, dbt_assets
 
+from exporter.api import load
+
 ROOT = Path(os.environ.get("PROJECT_DIR", Path.cwd()))
 project = DbtProject(project_dir=ROOT, profiles_dir=ROOT)
 project.preparer.prepare(project)  # dbt parse
@@ -31,7 +32,7 @@ def raw_tables():
     manifest = json.loads(project.manifest_path.read_text())
     for source in manifest["sources"].values():
         definition = source["meta"].get("exporter")
-        if definition is not None:
+        if definition is not None and "source" in definition:  # database alone is of a whole source
             key = definition.get("key", f"{source['source_name']}.{source['name']}")
             yield key, AssetKey([source["source_name"], source["name"]])
 
@@ -43,15 +44,13 @@ RAW = dict(raw_tables())
 def raw(context):
     """Land what is new for the selected tables."""
     keys = [key for key, asset in RAW.items() if asset in context.selected_asset_keys]
-    words = ["exporter", "load", "--json", *keys]
-    load = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    for line in load.stdout.splitlines():
-        result = json.loads(line)
-        if result["error"] is None:
-            counts = {name: result[name] for name in ("rows_read", "rows_written", "bytes")}
-            yield MaterializeResult(asset_key=RAW[result["key"]], metadata=counts)
-    if load.returncode != 0:
-        raise Failure(f"exporter load ended with exit status {load.returncode}")
+    results = load(keys, project_dir=ROOT)
+    for result in results:
+        if result.error is None:
+            yield MaterializeResult(asset_key=RAW[result.key], metadata=result.totals.as_dict())
+    errors = [str(result.error) for result in results if result.error]
+    if errors:
+        raise Failure("\n".join(errors))
 
 
 @dbt_assets(manifest=project.manifest_path)

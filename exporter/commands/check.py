@@ -35,7 +35,7 @@ def command(call: cli.Call, keys: tuple[str, ...], grants: bool, as_json: bool) 
     from exporter.monitoring import check
 
     if grants:
-        cli.out(*check.least_grants(call.definitions(keys, cli.CORE, cli.ANALYTICS)))
+        cli.out(*check.least_grants(call.definitions(keys)))
         return
     failed = False
     for finding in check.findings(call.root(), keys):

@@ -30,7 +30,7 @@ def new(call: cli.Call, name: str, key: str | None) -> None:
         return
     from exporter.raw import migrations
 
-    definition = call.definitions((key,), cli.CORE, cli.ANALYTICS)[0]
+    definition = call.definition(key)
     click.echo(migrations.new(call.root(), name, definition))
 
 

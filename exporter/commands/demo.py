@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from exporter.commands import shared as cli
@@ -20,7 +18,6 @@ from exporter.commands import shared as cli
 @click.option("--keep", is_flag=True, help="Leave the server up until Ctrl-C, and print its URLs.")
 def command(rows: int, keep: bool) -> None:
     """Run the main job on an embedded PostgreSQL server."""
-    from exporter.config import project
-    from exporter.demo import demo
+    from exporter.demo import demo, shipped
 
-    demo.run(project.find(Path.cwd()), rows, keep)
+    demo.run(shipped.project(), rows, keep)

@@ -19,7 +19,7 @@ def command(call: cli.Call) -> None:
     from exporter.config import project
     from exporter.scaffold import lineage
 
-    definitions = call.definitions((), cli.CORE)
+    definitions = call.definitions((), destination=False)
     root = call.root()
     folder = os.environ.get("DBT_TARGET_PATH") or project.read(root / "dbt_project.yml").get(
         "target-path", "target"

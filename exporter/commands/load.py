@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     epilog=cli.examples(
         "exporter load",
         "exporter load StatEvent Customer",
+        "exporter load 'crm_*' tag:nightly",
         "exporter load --full-refresh StatEvent",
         "exporter load StatEvent --since 2026-01-01 --until 2026-02-01",
         "exporter load -j 4 -q --metrics-file /var/lib/node_exporter/load.prom",
@@ -150,7 +151,7 @@ def command(
 
 
 def _chosen(call: cli.Call, keys: tuple[str, ...], wanted: Wanted) -> list[Definition]:
-    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
+    chosen = call.definitions(keys)
     for definition in chosen:
         if wanted.span and definition.destination.mode == "append":
             raise UsageError(
@@ -158,6 +159,11 @@ def _chosen(call: cli.Call, keys: tuple[str, ...], wanted: Wanted) -> list[Defin
                 " rows twice",
                 hint="give it conflict_columns, or run with --full-refresh",
             )
+    return with_batch_size(chosen)
+
+
+def with_batch_size(chosen: list[Definition]) -> list[Definition]:
+    """Return the definitions, with BATCH_SIZE in place of their own. Raises SettingError."""
     rows = _batch_size()
     return [definition._replace(batch_rows=rows) for definition in chosen] if rows else chosen
 
@@ -191,7 +197,7 @@ def _slotted(
             " changes",
             hint=f"exporter load {named[0].key}",
         )
-    everything = call.definitions((), cli.CORE, cli.ANALYTICS)
+    everything = call.definitions(())
     group = [one for one in everything if one.source.read == "changes"]
     refresh = frozenset(one.key for one in named) if wanted.full_refresh else frozenset()
     others = [one.key for one in group if one not in named]
@@ -238,9 +244,11 @@ def _reconciliation(chosen: list[Definition], keys: tuple[str, ...], limit: floa
     from exporter.load.deletes import reconcile
 
     ignoring = [it for it in chosen if it.destination.deletes == "ignore"]
-    if ignoring and (keys or ignoring == chosen):
+    # Of those that a pattern or a tag has brought, the others are reconciled.
+    refused = ignoring if ignoring == chosen else [it for it in ignoring if it.key in keys]
+    if refused:
         raise UsageError(
-            f"{ignoring[0].where}: --reconcile has nothing to do for {ignoring[0].key}:"
+            f"{refused[0].where}: --reconcile has nothing to do for {refused[0].key}:"
             " exporter.deletes is ignore",
             hint="set it to mark or remove",
         )

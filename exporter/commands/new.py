@@ -19,7 +19,7 @@ from exporter.terminal import text
 if TYPE_CHECKING:
     from exporter.config import Definition
     from exporter.scaffold.every import Outcome
-    from exporter.scaffold.plan import Plan
+    from exporter.scaffold.plan import Plan, Present
     from exporter.wire import Connection
 
 
@@ -33,6 +33,7 @@ _SHOWN = 12  # answers that an error names
         "exporter new Customer",
         "exporter new sales.Order --cursor changed_at --yes",
         "exporter new --all --schema public --exclude 'tmp_*'",
+        "exporter new --database BILLING Invoice",
     ),
 )
 @click.argument("table", metavar="[TABLE]", required=False)
@@ -59,11 +60,25 @@ _SHOWN = 12  # answers that an error names
 @click.option(
     "--name", metavar="NAME", help="The raw table; default: the table's name in snake_case."
 )
+@click.option(
+    "--database",
+    metavar="NAME",
+    default="CORE",
+    help="The database of DATABASE_URL_NAME; default: CORE.",
+)
 @click.option("-y", "--yes", is_flag=True, help="Ask nothing: take the likely answer, or fail.")
 @cli.as_json
 @cli.shared
-def command(call: cli.Call, table: str | None, as_list: bool, every: bool, **given: Any) -> None:
-    """Write the definition and the staging model of a TABLE of the core database.
+def command(
+    call: cli.Call,
+    table: str | None,
+    as_list: bool,
+    every: bool,
+    database: str,
+    **given: Any,
+) -> None:
+    """Write the definition and the staging model of a TABLE of the core database, or of
+    another one.
 
     TABLE may be `customer` or `sales.Order`; case, plural and schema may differ where only one
     table fits. No file is ever overwritten. With --all, every table with a key gets a definition
@@ -71,23 +86,28 @@ def command(call: cli.Call, table: str | None, as_list: bool, every: bool, **giv
     that --exclude does not name.
     """
     from exporter.config import project
+    from exporter.scaffold import plan as scaffold
     from exporter.wire import connect
 
     as_json, yes = given.pop("as_json"), given.pop("yes")
     _refuse_contradictions(table, as_list, every, given, as_json)
     schemas, exclude = given.pop("schemas"), given.pop("exclude")
     before = cli.ANALYTICS in os.environ
-    root = call.root(cli.CORE)
+    variable = f"DATABASE_URL_{database}"
+    root = call.root(variable)
     in_file = not before and cli.ANALYTICS in os.environ
     declared = project.declared(root)
-    with connect(cli.CORE) as source:
+    with connect(variable) as source:
         source.execute("set default_transaction_read_only = on")
         if as_list:
-            _list(call, source, declared, as_json)
+            its = [it for it in declared if it.source.database == database]
+            _list(call, source, its, as_json)
         elif table is None:
-            _every(call, root, source, declared, schemas, exclude, in_file)
+            has = scaffold.present(root, declared, database)
+            _every(call, root, source, declared, has, schemas, exclude, in_file)
         else:
-            plan = _decide(root, source, declared, table, given, yes)
+            has = scaffold.present(root, declared, database)
+            plan = _decide(source, has, table, given, yes)
             _write(call, root, source, plan)
             cli.out(_next_command(call, root, in_file, plan))
 
@@ -105,9 +125,8 @@ def _refuse_contradictions(
 
 
 def _decide(
-    root: Path,
     source: Connection,
-    declared: list[Definition],
+    has: Present,
     table: str,
     wished: dict[str, Any],
     yes: bool,
@@ -119,12 +138,12 @@ def _decide(
     wishes = plan.Wishes(conflict_columns=conflict, **wished)
     relation = survey.described(source, survey.find(survey.relations(source), table))
     ask = _prompt if not yes and sys.stdin.isatty() and sys.stdout.isatty() else _refuse
-    return plan.decide(source, relation, plan.present(root, declared), wishes, ask)
+    return plan.decide(source, relation, has, wishes, ask)
 
 
 def _write(call: cli.Call, root: Path, source: Connection, plan: Plan) -> None:
     """Write the plan's files, and report its limits and what `exporter check` finds."""
-    from exporter.config import project
+    from exporter.config import choice, project
     from exporter.monitoring import check
     from exporter.scaffold import declaration
 
@@ -132,7 +151,7 @@ def _write(call: cli.Call, root: Path, source: Connection, plan: Plan) -> None:
         cli.out(str(project.shown(file)))
     for limit in plan.limits:
         call.console.say(limit, "warning", key=plan.key)
-    definition = project.choose(project.declared(root), (plan.key,))[0]
+    definition = choice.one(project.declared(root), plan.key)
     for finding in check.of_source(source, None, definition):
         if finding.status != "ok":
             text = "\n  → ".join([f"{finding.check}: {finding.message}", *finding.fix])
@@ -213,14 +232,14 @@ def _every(
     root: Path,
     source: Connection,
     declared: list[Definition],
+    has: Present,
     schemas: tuple[str, ...],
     exclude: tuple[str, ...],
     in_file: bool,
 ) -> None:
     """Declare every table; report what was written, and what was left. Exits."""
-    from exporter.scaffold import every, plan, survey
+    from exporter.scaffold import every, survey
 
-    has = plan.present(root, declared)
     wanted = every.chosen(survey.relations(source), declared, schemas, exclude)
     new = [one for one in wanted if (one.schema, one.name) not in has.tables]
     if len(new) < len(wanted):

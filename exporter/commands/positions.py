@@ -46,7 +46,7 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
     """
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
-        connect("DATABASE_URL_CORE") as source,
+        connect(definition.source.variable) as source,
     ):
         stored = _locked(destination, definition)
         table = find_table(source, definition.source, destination)
@@ -89,7 +89,7 @@ def adopt(definition: Definition) -> dict[str, Any]:
     key, target = definition.key, definition.destination
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
-        connect("DATABASE_URL_CORE") as source,
+        connect(definition.source.variable) as source,
     ):
         stored = _locked(destination, definition)
         if stored.cursor is None:

@@ -23,11 +23,25 @@ if TYPE_CHECKING:
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 # In the order of the help.
-_COMMANDS = ("new", "load", "check", "status", "verify", "state", "slots", "db", "docs", "demo")
+_COMMANDS = (
+    "init",
+    "new",
+    "load",
+    "check",
+    "status",
+    "verify",
+    "state",
+    "slots",
+    "db",
+    "docs",
+    "demo",
+)
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
+    "DATABASE_URL_NAME": "another source, of definitions with source.database: NAME",
     ANALYTICS: "the destination; without it, the dbt profile's target",
     "BATCH_SIZE": "overrides batch_rows of every definition",
+    "DBT_PROJECT_DIR": "a folder in the dbt project, as for dbt; --project-dir wins",
     "DBT_PROFILES_DIR": "the folder of profiles.yml, as for dbt",
     "DBT_PROFILE": "the profile, instead of the one that dbt_project.yml names",
     "DBT_TARGET": "the profile's target, instead of its default",
@@ -119,18 +133,37 @@ class Call(NamedTuple):
         environment.require(root, *variables)
         return root
 
-    def definitions(self, keys: tuple[str, ...], *variables: str) -> list[Definition]:
-        """Return the definitions that the keys name; without keys, all. Raises UsageError."""
-        from exporter.config import environment, project
+    def definitions(
+        self, words: tuple[str, ...], *, source: bool = True, destination: bool = True
+    ) -> list[Definition]:
+        """Return the definitions that the words name; without words, all. Raises UsageError.
+
+        Where their ``source`` or ``destination`` is needed, its variable is checked.
+        """
+        from exporter.config import choice, environment, project
 
         root = self.root()
-        chosen = project.choose(project.definitions(root), keys)
-        environment.require(root, *variables)
+        chosen = choice.choose(project.definitions(root), words)
+        environment.require(root, *([ANALYTICS] if destination else []))
+        environment.require_sources(chosen if source else ())
         return chosen
+
+    def definition(self, key: str, *, source: bool = True) -> Definition:
+        """Return the definition with this very key. Raises UsageError."""
+        from exporter.config import choice, environment, project
+
+        root = self.root()
+        found = choice.one(project.definitions(root), key)
+        environment.require(root, ANALYTICS)
+        environment.require_sources([found] if source else ())
+        return found
 
 
 class Key(click.types.StringParamType):
-    """The key of a definition; a shell completes it from those of the project."""
+    """The key of a definition, or where several may be given, a pattern of keys or a tag.
+
+    A shell completes it from those of the project.
+    """
 
     name = "key"
 
@@ -140,7 +173,7 @@ class Key(click.types.StringParamType):
         """Return the keys that begin like that; none where the project cannot be read."""
         from click.shell_completion import CompletionItem
 
-        from exporter.config import environment, project
+        from exporter.config import choice, environment, project
 
         try:
             root = project.find(ctx.params.get("project_dir") or Path())
@@ -148,11 +181,17 @@ class Key(click.types.StringParamType):
             found = project.declared(root)
         except Exception:  # noqa: BLE001  a message would end up in the prompt
             return []
-        given = ctx.params.get(param.name or "") or ()
+        given = tuple(ctx.params.get(param.name or "") or ())
+        # bash takes tag:nightly for three words, and completes the last of them.
+        parted = given[-2:] == ("tag", ":") or (*given[-1:], incomplete) == ("tag", ":")
+        typed = choice.TAG + incomplete.lstrip(":") if parted else incomplete
+        names = {one.key: str(one.destination) for one in found}
+        if param.nargs != 1:
+            names |= {choice.TAG + tag: "a tag" for one in found for tag in one.tags}
         return [
-            CompletionItem(definition.key, help=str(definition.destination))
-            for definition in found
-            if definition.key.startswith(incomplete) and definition.key not in given
+            CompletionItem(name.removeprefix(choice.TAG) if parted else name, help=about)
+            for name, about in names.items()
+            if name.startswith(typed) and name not in given
         ]
 
 
@@ -177,6 +216,7 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
         "--project-dir",
         type=click.Path(path_type=Path, file_okay=False),
         default=".",
+        envvar="DBT_PROJECT_DIR",
         help="A folder in the dbt project.",
     )
     @click.option("--env", "environment", metavar="NAME", help="Read .env.NAME instead of .env.")

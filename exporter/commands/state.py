@@ -23,7 +23,7 @@ def show(call: cli.Call, keys: tuple[str, ...], as_json: bool) -> None:
     """Print the stored positions. Without a KEY, of all definitions."""
     from exporter.commands import positions
 
-    for stored in positions.show(call.definitions(keys, cli.ANALYTICS)):
+    for stored in positions.show(call.definitions(keys, source=False)):
         _print(stored, as_json)
 
 
@@ -35,7 +35,7 @@ def reset(call: cli.Call, key: str, as_json: bool) -> None:
     """Forget the position: the next load reads everything, and rewrites only what differs."""
     from exporter.commands import positions
 
-    _print(positions.reset(call.definitions((key,), cli.ANALYTICS)[0]), as_json)
+    _print(positions.reset(call.definition(key, source=False)), as_json)
 
 
 @command.command(
@@ -48,7 +48,7 @@ def adopt(call: cli.Call, key: str, as_json: bool) -> None:
     """Keep the position for a source or a raw table that was moved or made anew on purpose."""
     from exporter.commands import positions
 
-    _print(positions.adopt(call.definitions((key,), cli.CORE, cli.ANALYTICS)[0]), as_json)
+    _print(positions.adopt(call.definition(key)), as_json)
 
 
 @command.command(
@@ -63,7 +63,7 @@ def set_position(call: cli.Call, key: str, value: str, id: str | None, as_json: 
     """Continue after VALUE (and ID), as if that row of the source were the last one landed."""
     from exporter.commands import positions
 
-    definition = call.definitions((key,), cli.CORE, cli.ANALYTICS)[0]
+    definition = call.definition(key)
     _print(positions.set_to(definition, value, id), as_json)
 
 

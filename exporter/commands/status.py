@@ -19,23 +19,24 @@ if TYPE_CHECKING:
     epilog=cli.examples(
         "exporter status",
         "exporter status StatEvent",
+        "exporter status 'crm_*' tag:nightly",
         "exporter status --json | jq -r 'select(.status != \"ok\").key'",
     ),
 )
-@click.argument("key", metavar="[KEY]", type=cli.KEY, required=False)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", type=cli.KEY)
 @cli.as_json
 @cli.shared
-def command(call: cli.Call, key: str | None, as_json: bool) -> None:
+def command(call: cli.Call, keys: tuple[str, ...], as_json: bool) -> None:
     """Show the last run, position, backlog and freshness of each definition.
 
-    With a KEY, show its last runs.
+    With one KEY, show its last runs.
     """
     from exporter.monitoring import status
 
-    chosen = call.definitions((key,) if key else (), cli.ANALYTICS)
-    if key:
+    chosen = call.definitions(keys, source=False)
+    if keys == (chosen[0].key,):
         found = status.recent_runs(chosen[0])
-        lines = _table_of_runs(key, found)
+        lines = _table_of_runs(chosen[0].key, found)
     else:
         statuses = list(status.current(chosen, call.console.say))
         found = [it.as_dict() for it in statuses]

@@ -33,7 +33,7 @@ def command(
     from exporter.verify.verify import advice, verify
 
     most = cli.most_deletes(max_deletes, "--repair", on=repair)
-    chosen = call.definitions(keys, cli.CORE, cli.ANALYTICS)
+    chosen = call.definitions(keys)
     for definition in chosen:
         if repair and definition.destination.mode == "append":
             raise UsageError(

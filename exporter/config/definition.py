@@ -47,6 +47,12 @@ class SourceTable(NamedTuple):
     read: str  # auto, scan, cursor or changes
     scan_below: int  # bytes
     sweep: timedelta | None  # None: never
+    database: str = "CORE"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names its database."""
+        return f"DATABASE_URL_{self.database}"
 
     @property
     def name(self) -> sql.Identifier:
@@ -101,6 +107,7 @@ class Definition(NamedTuple):
     destination: Destination
     batch_rows: int
     freshness: Freshness | None = None
+    tags: tuple[str, ...] = ()  # dbt's, of the source table
 
 
 def parse(
@@ -111,14 +118,17 @@ def parse(
     table: str,
     schema: str,
     freshness: Sequence[Any] = (),
+    tags: Sequence[Any] = (),
+    database: Any = None,
 ) -> Definition:
     """Return the definition in ``config.meta.exporter``. Raises DefinitionError.
 
-    ``freshness`` are the values of dbt's key of that name, the table's after its source's.
+    ``freshness`` are the values of dbt's key of that name, the table's after its source's;
+    ``database`` is what holds for all tables of the source.
     """
     reader = Values(meta, where)
     key = reader.text("key", f"{source}.{table}")
-    origin = _source(reader)
+    origin = _source(reader, database)
     return Definition(
         key=key,
         where=where,
@@ -126,10 +136,11 @@ def parse(
         destination=_destination(reader, key, schema, table, origin),
         batch_rows=reader.positive("batch_rows"),
         freshness=_freshness(freshness, where),
+        tags=tuple(map(str, tags)),
     )
 
 
-def _source(reader: Values) -> SourceTable:
+def _source(reader: Values, database: Any) -> SourceTable:
     columns, expressions = reader.columns("source.columns")
     source = SourceTable(
         where=reader.where,
@@ -142,6 +153,7 @@ def _source(reader: Values) -> SourceTable:
         read=reader.choice("source.read", ("auto", "scan", "cursor", "changes")),
         scan_below=reader.size("source.scan_below"),
         sweep=reader.time_or_never("source.sweep"),
+        database=reader.database("source.database", database),
     )
     for name in source.order:
         if name in expressions:
@@ -150,6 +162,8 @@ def _source(reader: Values) -> SourceTable:
         reader.fail("source.cursor", "is required with read: cursor")
     if source.read == "changes" and source.cursor is not None:
         reader.fail("source.cursor", "has no place with read: changes, which needs none")
+    if source.read == "changes" and source.database != "CORE":
+        reader.fail("source.database", "must be CORE with read: changes")
     if source.read == "changes" and expressions:
         reader.fail("source.columns", "cannot compute columns with read: changes")
     return source

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from exporter.config import project
+from exporter.config.definition import Definition
 from exporter.errors import DefinitionError, SettingError
 
 # The profile's name of a setting → libpq's.
@@ -50,6 +53,22 @@ def require(root: Path, *variables: str) -> None:
         url(variable)
 
 
+def require_sources(definitions: Iterable[Definition]) -> None:
+    """Check that the variables of the definitions' databases hold URLs. Raises SettingError."""
+    checked: set[str] = set()
+    for definition in definitions:
+        variable = definition.source.variable
+        try:
+            if variable not in checked:
+                url(variable)
+        except SettingError as error:
+            if definition.source.database == "CORE":
+                raise
+            message = f"{error.message}: {definition.where} reads from it"
+            raise SettingError(message, hint=error.hint) from None
+        checked.add(variable)
+
+
 def url(variable: str) -> str:
     """Return the URL in an environment variable, checked. Raises SettingError."""
     value = os.environ.get(variable)
@@ -71,18 +90,26 @@ def url(variable: str) -> str:
     return value
 
 
-def _profile_url(root: Path) -> str | None:
-    """Return the connection string of the profile's target, None without a profiles.yml.
+def profiles_folder(root: Path) -> Path:
+    """Return the folder in which dbt looks for ``profiles.yml`` first."""
+    return Path(os.environ.get("DBT_PROFILES_DIR") or root)
 
-    Looks where dbt does. Raises SettingError where the profile or its target is missing,
-    DefinitionError for an environment variable that it names and that is not set.
-    """
-    folders = [Path(os.environ.get("DBT_PROFILES_DIR") or root), root, Path.home() / ".dbt"]
-    file = next((f / "profiles.yml" for f in folders if (f / "profiles.yml").is_file()), None)
-    if file is None:
-        return None
-    name = os.environ.get("DBT_PROFILE") or project.read(root / "dbt_project.yml").get("profile")
-    profile = project.read(file).get(str(name))
+
+def profiles_file(root: Path) -> Path | None:
+    """Return the ``profiles.yml`` that dbt finds; None where there is none."""
+    folders = [profiles_folder(root), root, Path.home() / ".dbt"]
+    return next((f / "profiles.yml" for f in folders if (f / "profiles.yml").is_file()), None)
+
+
+def profile_name(config: dict[str, Any]) -> str | None:
+    """Return the name of the profile; ``config`` is ``dbt_project.yml``."""
+    name = os.environ.get("DBT_PROFILE") or config.get("profile")
+    return str(name) if name else None
+
+
+def postgres_output(file: Path, name: str) -> dict[str, Any]:
+    """Return the profile's output for the target. Raises SettingError where there is none."""
+    profile = project.read(file).get(name)
     if not isinstance(profile, dict):
         raise SettingError(f"{file} has no profile {name}", hint="DATABASE_URL_ANALYTICS would do")
     target = os.environ.get("DBT_TARGET") or project.render(
@@ -91,6 +118,19 @@ def _profile_url(root: Path) -> str | None:
     output = (profile.get("outputs") or {}).get(target)
     if not isinstance(output, dict) or output.get("type") != "postgres":
         raise SettingError(f"{file}: {name} has no postgres output {target}")
+    return output
+
+
+def _profile_url(root: Path) -> str | None:
+    """Return the connection string of the profile's target, None without a profiles.yml.
+
+    Looks where dbt does. Raises SettingError where the profile or its target is missing,
+    DefinitionError for an environment variable that it names and that is not set.
+    """
+    file = profiles_file(root)
+    if file is None:
+        return None
+    output = postgres_output(file, str(profile_name(project.read(root / "dbt_project.yml"))))
     chosen = {_NAMES[key]: value for key, value in output.items() if key in _NAMES}
     values = {key: project.render(value, {}, str(file)) for key, value in chosen.items()}
     return make_conninfo("", **{key: value for key, value in values.items() if value != ""})

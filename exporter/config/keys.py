@@ -19,6 +19,11 @@ class Key(NamedTuple):
 
 KEYS = {
     "key": Key("what `exporter load` is given", otherwise="`source.table`, as dbt names it"),
+    "source.database": Key(
+        "the database that is read: NAME for `DATABASE_URL_NAME`. Also once for all tables of a dbt"
+        " source, as `config.meta.exporter.database`",
+        "CORE",
+    ),
     "source.schema": Key("schema at the source", "public"),
     "source.table": Key("table, view or partitioned table at the source"),
     "source.read": Key(
@@ -137,6 +142,14 @@ class Values:
         if len(set(names)) != len(names):
             self.fail(key, "names a column twice")
         return tuple(names)
+
+    def database(self, key: str, inherited: Any) -> str:
+        """Return the NAME of DATABASE_URL_NAME; else what the whole source inherits."""
+        name = self.value(key, inherited)
+        if not isinstance(name, str) or not re.fullmatch("[A-Z][A-Z0-9_]*", name):
+            likely = re.sub(r"\W", "_", str(name)).upper().removeprefix("DATABASE_URL_")
+            self.fail(key, f"must be the NAME of a variable DATABASE_URL_NAME, such as {likely}")
+        return name
 
     def columns(self, key: str) -> tuple[tuple[str, ...] | None, dict[str, str]]:
         """Return the plain names, None for all columns; and the computed ones' expressions."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from exporter.config.choice import tags_of
 from exporter.config.definition import Definition, parse
-from exporter.errors import DefinitionError, ProjectError, UsageError, nearest
+from exporter.errors import DefinitionError, ProjectError
 
 LONGEST = 63  # bytes of an identifier
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -81,15 +82,6 @@ def model_paths(root: Path, config: dict[str, Any]) -> list[Path]:
     return [root / folder for folder in config.get("model-paths") or ["models"]]
 
 
-def choose(everything: list[Definition], keys: tuple[str, ...]) -> list[Definition]:
-    """Return the definitions that the keys name; all without keys. Raises UsageError."""
-    by_key = {definition.key: definition for definition in everything}
-    for key in keys:
-        if key not in by_key:
-            raise UsageError(f"no definition has the key {key}", hint=nearest(key, by_key))
-    return [by_key[key] for key in dict.fromkeys(keys)] if keys else everything
-
-
 def read(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises DefinitionError."""
     try:
@@ -120,7 +112,20 @@ def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterat
                     render(level.get("freshness", {}), variables, where)
                     for level in (source, source.get("config") or {}, table, config)
                 ],
+                tags=render(tags_of(source, table), variables, where),
+                database=render(_of_all(source, where), variables, where),
             )
+
+
+def _of_all(source: dict[str, Any], where: str) -> Any:
+    """Return the database that a dbt source names for all its tables, if it does."""
+    meta = ((source.get("config") or {}).get("meta") or {}).get("exporter")
+    if meta is not None and (not isinstance(meta, dict) or set(meta) - {"database"}):
+        raise DefinitionError(
+            f"{where}: config.meta.exporter of the source {source['name']} has database alone;"
+            " what else is said is said of each table"
+        )
+    return meta["database"] if meta else None
 
 
 def _line(file: Path, name: str) -> int:

@@ -189,7 +189,7 @@ def land_range(first: FirstLoad, part: Range, *, looks: bool) -> Landed | Export
     try:
         with (
             connect("DATABASE_URL_ANALYTICS") as destination,
-            connect("DATABASE_URL_CORE") as source,
+            connect(first.blocks.table.declared.variable) as source,
             way.watched(first.raw.target.key, source, destination, looks=looks),
             ranges.shared_snapshot(source, first),
         ):

@@ -109,7 +109,10 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
         console.say(text, level, key=definition.key, event=event, **values)
 
     try:
-        with connect("DATABASE_URL_ANALYTICS") as destination, connect("DATABASE_URL_CORE") as core:
+        with (
+            connect("DATABASE_URL_ANALYTICS") as destination,
+            connect(definition.source.variable) as core,
+        ):
             destination.execute("set default_transaction_read_only = on")
             result = Result(definition.key)
             attempt = Attempt(definition, core, destination, result, say, lambda *_: None)

@@ -52,7 +52,7 @@ def load(
 
     def attempt(lost: float) -> None:
         with contextlib.ExitStack() as stack:
-            destination, source = stack.enter_context(sessions.pair())
+            destination, source = stack.enter_context(sessions.pair(definition.source.variable))
             if crew:
                 stack.enter_context(crew.watching(destination, source))
             watched = stack.enter_context(

@@ -189,7 +189,7 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
     """
     gone = DatabaseError(
         f"{first.raw.target.key}: the snapshot of this first load is gone",
-        hint="DATABASE_URL_CORE must name the same server for all who share a load",
+        hint=f"{source.variable} must name the same server for all who share a load",
     )
     try:
         if not join_snapshot(source, first.blocks.table.declared, first.snapshot):

@@ -32,11 +32,10 @@ def side_by_side(
     """
     blocks = {definition.key: 0 for definition in definitions}
     if len(definitions) > 1 or scheduler:  # each load tells by itself what is wrong with the source
-        with (
-            contextlib.suppress(DatabaseError, psycopg.Error),
-            connect("DATABASE_URL_CORE") as core,
-        ):
-            blocks.update(blocks_of(core, {one.key: one.source for one in definitions}))
+        for variable in dict.fromkeys(one.source.variable for one in definitions):
+            tables = {it.key: it.source for it in definitions if it.source.variable == variable}
+            with contextlib.suppress(DatabaseError, psycopg.Error), connect(variable) as source:
+                blocks.update(blocks_of(source, tables))
     chosen = sorted(definitions, key=lambda one: blocks[one.key], reverse=True)
     if scheduler:
         from exporter.load.cluster import Cluster, shared_keys  # noqa: PLC0415  imports Dask

@@ -114,7 +114,10 @@ class _Load:
     def attempt(self) -> None:
         """Do it all. Raises psycopg.Error, ExporterError, KeyboardInterrupt."""
         while True:
-            with Sessions() as sessions, sessions.pair() as (destination, source):
+            with (
+                Sessions() as sessions,
+                sessions.pair(self._definitions[0].source.variable) as (destination, source),
+            ):
                 self._destination, self._source = destination, source
                 with stopped_in_order(source, destination):
                     try:

@@ -149,7 +149,7 @@ class Team(Crew):
         """Land ranges of another thread's first load, on this thread's two sessions."""
         try:
             with (
-                sessions.pair() as (destination, source),
+                sessions.pair(shared.first.blocks.table.declared.variable) as (destination, source),
                 self.watching(destination, source),
                 watched(shared.first.raw.target.key, source, destination, looks=not self._alone),
                 ranges.shared_snapshot(source, shared.first),

@@ -16,8 +16,8 @@ def refuse_elsewhere(attempt: Attempt, stored: State, reader: Reader) -> None:
         return
     raise SourceError(
         f"{key}: the position is that of database {bound.source.database} in cluster"
-        f" {bound.source.cluster or '?'}; DATABASE_URL_CORE leads to {reader.found.database} in"
-        f" {reader.found.cluster or '?'}",
+        f" {bound.source.cluster or '?'}; {attempt.source.variable} leads to"
+        f" {reader.found.database} in {reader.found.cluster or '?'}",
         hint=f"exporter load {key} --full-refresh starts over; after a planned move,"
         f" exporter state adopt {key} keeps the position",
     )

@@ -16,6 +16,7 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition, project
+from exporter.config.choice import choose
 from exporter.config.environment import require
 from exporter.errors import DriftError, ExporterError
 from exporter.load import dry_run
@@ -29,7 +30,7 @@ from exporter.source.copied import refuse_unfit
 from exporter.terminal import text
 from exporter.wire import Connection, connect, first_line
 
-_VARIABLES = {"core": "DATABASE_URL_CORE", "analytics": "DATABASE_URL_ANALYTICS"}
+_CORE, _ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 _OLDEST = 130000  # the oldest version of PostgreSQL that the tests run on
 _LONG = 86_400.0  # seconds after which somebody should know that a slot is not read
 _APART = 5.0  # seconds; clocks that NTP sets are never this far apart
@@ -39,7 +40,7 @@ class Finding(NamedTuple):
     """One line of the report. ``status`` is ok, warn or fail; ``fix`` what to type if not ok."""
 
     status: str
-    subject: str  # definitions, core, analytics, or a definition's key
+    subject: str  # definitions, a database (core, analytics, …), or a definition's key
     check: str
     message: str
     fix: tuple[str, ...] = ()
@@ -50,36 +51,47 @@ def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
     definitions: list[Definition] = []
     yield from _tried("definitions", "definitions", _definitions(root, definitions))
     if definitions:
-        definitions = project.choose(definitions, keys)
+        definitions = choose(definitions, keys)
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Connection] = {}
-        for subject in _VARIABLES:
-            yield from _tried(subject, "connection", _connect(root, subject, stack, sessions))
-        core, analytics = sessions.get("core"), sessions.get("analytics")
-        if core and analytics:
-            yield from _tried("core", "clock", _clocks(core, analytics))
-        if core:
-            yield from _tried("core", "transactions", _transactions(core))
-        if core and any(one.source.read == "changes" for one in definitions):
-            yield from _tried("core", "slots", _slots(core, analytics))
+        sources = list(dict.fromkeys(it.source.variable for it in definitions)) or [_CORE]
+        for variable in (*sources, _ANALYTICS):
+            subject = _subject(variable)
+            yield from _tried(subject, "connection", _connect(root, variable, stack, sessions))
+        analytics = sessions.get(_ANALYTICS)
+        for variable in sources:
+            source, subject = sessions.get(variable), _subject(variable)
+            if source and analytics:
+                yield from _tried(subject, "clock", _clocks(source, analytics))
+            if source:
+                yield from _tried(subject, "transactions", _transactions(source))
+            changes = [it for it in definitions if it.source.read == "changes"]
+            if source and any(it.source.variable == variable for it in changes):
+                yield from _tried(subject, "slots", _slots(source, analytics))
         if analytics:
             yield from _tried("analytics", "rights", _rights(analytics, definitions))
         for definition in definitions:
-            if core:
-                yield from _tried(definition.key, "source", of_source(core, analytics, definition))
+            if source := sessions.get(definition.source.variable):
+                found = of_source(source, analytics, definition)
+                yield from _tried(definition.key, "source", found)
             if analytics:
                 yield from _tried(definition.key, "lock", _lock(analytics, definition))
 
 
 def least_grants(definitions: list[Definition]) -> Iterator[str]:
     """Yield a script for each server that gives a role what a load needs, and no more."""
-    for subject, statements in (
-        ("core", grants.least_on_source),
-        ("analytics", grants.least_on_destination),
-    ):
-        with connect(_VARIABLES[subject]) as session:
-            yield f"-- on the database of {_VARIABLES[subject]}"
-            yield from statements(session, definitions)
+    for variable in dict.fromkeys(it.source.variable for it in definitions):
+        with connect(variable) as session:
+            yield f"-- on the database of {variable}"
+            its = [it for it in definitions if it.source.variable == variable]
+            yield from grants.least_on_source(session, its)
+    with connect(_ANALYTICS) as session:
+        yield f"-- on the database of {_ANALYTICS}"
+        yield from grants.least_on_destination(session, definitions)
+
+
+def _subject(variable: str) -> str:
+    return variable.removeprefix("DATABASE_URL_").lower()
 
 
 def _tried(subject: str, check: str, found: Iterable[Finding]) -> Iterator[Finding]:
@@ -102,10 +114,11 @@ def _definitions(root: Path, found: list[Definition]) -> Iterator[Finding]:
 
 
 def _connect(
-    root: Path, subject: str, stack: contextlib.ExitStack, sessions: dict[str, Connection]
+    root: Path, variable: str, stack: contextlib.ExitStack, sessions: dict[str, Connection]
 ) -> Iterator[Finding]:
-    require(root, _VARIABLES[subject])
-    session = stack.enter_context(connect(_VARIABLES[subject]))
+    subject = _subject(variable)
+    require(root, variable)
+    session = stack.enter_context(connect(variable))
     row = session.execute(
         "select current_setting('server_version'), current_setting('server_version_num')::int,"
         " current_database(), current_user, pg_is_in_recovery(),"
@@ -117,7 +130,7 @@ def _connect(
     assert row is not None
     version, number, database, role, standby, read_only, local, ssl, protocol, cipher = row
     session.execute("set default_transaction_read_only = on")
-    sessions[subject] = session
+    sessions[variable] = session
     message = f"PostgreSQL {version.split()[0]}, database {database}, as {role}"
     if number >= _OLDEST:
         yield Finding("ok", subject, "connection", message)
@@ -129,23 +142,23 @@ def _connect(
         yield Finding("ok", subject, "tls", "none, on this machine's own connection")
     else:
         message = "none: rows and password cross the network in the clear"
-        fix = f"add ?sslmode=require to {_VARIABLES[subject]}"
+        fix = f"add ?sslmode=require to {variable}"
         yield Finding("warn", subject, "tls", message, (fix,))
-    if subject == "analytics" and (standby or read_only):
+    if variable == _ANALYTICS and (standby or read_only):
         why = "a standby" if standby else "read-only (default_transaction_read_only)"
         yield Finding("fail", subject, "writable", f"is {why}: nothing can be landed in it")
 
 
 def _clocks(core: Connection, analytics: Connection) -> Iterator[Finding]:
-    yield _clock(_ahead(core) - _ahead(analytics))
+    yield _clock(_subject(core.variable), _ahead(core) - _ahead(analytics))
 
 
-def _clock(apart: float) -> Finding:
+def _clock(subject: str, apart: float) -> Finding:
     message = f"{abs(apart):.3f} s {'ahead of' if apart > 0 else 'behind'} that of analytics"
     if abs(apart) < _APART:
-        return Finding("ok", "core", "clock", message)
+        return Finding("ok", subject, "clock", message)
     message += ": the times that exporter status shows are wrong by as much"
-    return Finding("warn", "core", "clock", message, ("let NTP set the clocks of both servers",))
+    return Finding("warn", subject, "clock", message, ("let NTP set the clocks of both servers",))
 
 
 def _ahead(session: Connection) -> float:
@@ -161,6 +174,7 @@ def _ahead(session: Connection) -> float:
 
 
 def _transactions(core: Connection) -> Iterator[Finding]:
+    subject = _subject(core.variable)
     row = core.execute(
         "select pg_has_role('pg_read_all_stats', 'usage'), quote_ident(current_user),"
         " pg_is_in_recovery(),"
@@ -175,19 +189,19 @@ def _transactions(core: Connection) -> Iterator[Finding]:
             " covers the rows that they commit late"
         )
         message += f"; the last transaction replayed is {behind:.0f} s old" if behind else ""
-        yield Finding("warn", "core", "standby", message)
+        yield Finding("warn", subject, "standby", message)
     if seen:
-        yield Finding("ok", "core", "transactions", "those of other roles can be seen")
+        yield Finding("ok", subject, "transactions", "those of other roles can be seen")
     else:
         message = (
             "those of other roles are hidden: only the lookback covers rows that they commit late"
         )
         fix = f"GRANT pg_read_all_stats TO {role};"
-        yield Finding("warn", "core", "transactions", message, (fix,))
+        yield Finding("warn", subject, "transactions", message, (fix,))
     if prepared:
         message = f"{prepared} prepared transactions hold the watermark back until they end"
         fix = "select gid, prepared, owner from pg_prepared_xacts;"
-        yield Finding("warn", "core", "prepared", message, (fix,))
+        yield Finding("warn", subject, "prepared", message, (fix,))
 
 
 def _slots(core: Connection, analytics: Connection | None) -> Iterator[Finding]:

@@ -116,14 +116,16 @@ def current(definitions: list[Definition], say: Callable[[str], None]) -> Iterat
     """
     with contextlib.ExitStack() as stack:
         destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
-        source: Connection | None = None
-        try:
-            source = stack.enter_context(connect("DATABASE_URL_CORE"))
-        except ExporterError as error:
-            say(f"how far behind the source is not known: {error}")
+        sources: dict[str, Connection | None] = {}
+        for variable in dict.fromkeys(it.source.variable for it in definitions):
+            sources[variable] = None
+            try:
+                sources[variable] = stack.enter_context(connect(variable))
+            except ExporterError as error:
+                say(f"how far behind the source is not known: {error}")
         known = state.tables_exist(destination)
         for definition in definitions:
-            yield _status(source, destination, definition, known, say)
+            yield _status(sources[definition.source.variable], destination, definition, known, say)
 
 
 def recent_runs(definition: Definition) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ materialization does the rest.
     relation  what `dbt.ref` and `dbt.source` return
     results   what a model returns, as a query
     values    PostgreSQL's text to Python and back, exactly
+    natives   numpy's scalars and arrays as Python's values
     staging   rows of Python to a temporary table
     frames    pandas, polars, arrow and ibis, each only if a model uses it
     workers   row functions on a Dask cluster, if a model asks for it
@@ -22,18 +23,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-SUPPORTED = ((1, 10), (1, 12))
-"""The versions of dbt-core: from the first one up to the second one, which is excluded."""
+TRIED = ((1, 10), (1, 12))
+"""The first and the last version of dbt-core that the tests ran with."""
 
 
 def install() -> None:
     """Teach dbt's PostgresAdapter to run Python models.
 
-    Does nothing where the profile is not Postgres, or where the version of dbt is not supported:
-    the macros then refuse a Python model, and the rest of dbt works as usual.
+    Does nothing where the profile is not Postgres, or where dbt is older than the first version
+    that was tried: the macros then refuse a Python model, and the rest of dbt works as usual. A
+    version newer than the last one runs, after a warning.
     """
     module = sys.modules.get("dbt.adapters.postgres.impl")
-    if module is None or not _supported():
+    if module is None or _version() < TRIED[0]:
         return
     adapter = module.PostgresAdapter
     if "run_python_model" not in adapter._available_:
@@ -41,14 +43,27 @@ def install() -> None:
         adapter._available_ |= {"run_python_model"}
 
 
-def _supported() -> bool:
+def _version() -> tuple[int, ...]:
     from dbt.version import __version__
 
-    first, end = SUPPORTED
-    return first <= tuple(int(part) for part in __version__.split(".")[:2]) < end
+    return tuple(int(part) for part in __version__.split(".")[:2])
+
+
+_warned = False
 
 
 def _run_python_model(adapter: Any, model: dict[str, Any], code: str) -> str:
     from exporter.python_models import runner  # only a run of a Python model pays for it
 
+    global _warned  # noqa: PLW0603  once a process
+    if _version() > TRIED[1] and not _warned:
+        _warned = True
+        runner.warn(
+            f"dbt-exporter's Python models were tried with dbt-core up to {_named(TRIED[1])},"
+            f" this is {_named(_version())}"
+        )
     return runner.run(adapter, model, code)
+
+
+def _named(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

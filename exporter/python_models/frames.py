@@ -134,11 +134,16 @@ def rows_of(frame: Any, origin: dict[str, str]) -> tuple[dict[str, str], Iterato
     if type(frame).__module__.startswith("polars"):
         frame = frame.to_arrow()
     if pandas:
+        frame = _with_index(frame)
+    else:
+        frame = pa.Table.from_batches([frame]) if isinstance(frame, pa.RecordBatch) else frame
+    names = [str(name) for name in frame.columns] if pandas else frame.schema.names
+    _refuse_shared(names)
+    if pandas:
         plain = [name for name in frame.columns if frame[name].dtype != object]
         schema = pa.Schema.from_pandas(frame[plain], preserve_index=False)
         columns = _pandas_columns(pa, frame)
     else:
-        frame = pa.Table.from_batches([frame]) if isinstance(frame, pa.RecordBatch) else frame
         schema = frame.schema
         batches = frame.to_batches(BATCH) if isinstance(frame, pa.Table) else frame
         columns = ([_values(pa, a, n) for n, a in zip(schema.names, b.columns)] for b in batches)  # noqa: B905
@@ -149,8 +154,38 @@ def rows_of(frame: Any, origin: dict[str, str]) -> tuple[dict[str, str], Iterato
         found = kind if same else postgres_type(column.type, column.name)
         if found is not None:
             types[column.name] = found
-    names = [str(name) for name in frame.columns] if pandas else schema.names
     return types, (dict(zip(names, row)) for several in columns for row in zip(*several))  # noqa: B905
+
+
+def _with_index(frame: Any) -> Any:
+    """Return a pandas frame whose named index is columns. Raises ResultError.
+
+    A nameless range numbers the rows, and is left out; any other nameless index may be data.
+    """
+    if frame.columns.nlevels > 1 or any(isinstance(name, tuple) for name in frame.columns):
+        raise ResultError(
+            "the frame's columns have several levels: make one name of each, such as"
+            " frame.columns = ['_'.join(map(str, names)) for names in frame.columns]"
+        )
+    index = frame.index
+    if index.names == [None] and (type(index).__name__ == "RangeIndex" or not len(frame)):
+        return frame
+    if None in index.names:
+        raise ResultError(
+            "the frame has an index without a name, and the rows' labels would be lost: name it,"
+            " frame.rename_axis('name'), or drop it, frame.reset_index(drop=True)"
+        )
+    _refuse_shared([str(name) for name in (*index.names, *frame.columns)])
+    return frame.reset_index()
+
+
+def _refuse_shared(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ResultError(
+                f"the frame has more than one column {name!r}, the names of its index included:"
+                " rename or drop one"
+            )
 
 
 def _pandas_columns(pa: Any, frame: Any) -> Iterator[list[list[Any]]]:

@@ -35,6 +35,8 @@ def query_of(
 
         return frames.ibis_query(result, session)
     known = Known(declared, session.types, dbt.this.types if dbt.is_incremental else {})
+    if _is(result, "polars", "LazyFrame"):
+        result = result.collect(engine="streaming")  # only the result itself is held in memory
     if not _is_frame(result):
         result = _peeked(_rows(result))
     if _is_frame(result):

@@ -53,6 +53,11 @@ def run(adapter: Any, model: dict[str, Any], code: str) -> str:
             session.close()
 
 
+def warn(message: str) -> None:
+    """Write a warning to dbt's log."""
+    _log.warning(message)
+
+
 def _workers(model: dict[str, Any], module: types.ModuleType) -> Workers | None:
     scheduler = (model["config"].get("meta") or {}).get("scheduler")
     if not scheduler:

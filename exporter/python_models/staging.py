@@ -8,6 +8,7 @@ casts it: so even the last row may still give the type, or widen it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from typing import Any
 
 import psycopg2
 
-from exporter.python_models import values
+from exporter.python_models import natives, values
+from exporter.python_models.natives import UnfitError
 from exporter.python_models.relation import Session
-from exporter.python_models.values import BATCH, ResultError, UnfitError, quoted
+from exporter.python_models.values import BATCH, ResultError, quoted
 
 TABLE = "__dbt_python_rows"
 
@@ -78,11 +80,12 @@ def stage(session: Session, rows: Iterable[Any], known: Known, key: list[str]) -
     read = 0
     try:
         for batch in _batches(rows):
-            found = _values(batch, columns, known, read)
+            described = _Rows(batch, read, key)
+            found = _natives(columns, _values(batch, columns, known, read), described)
             _infer_types(columns, found, known, read)
             if not read:
                 _create(session, columns)
-            copying.begin(columns, found, _Rows(batch, read, key))
+            copying.begin(columns, found, described)
             read += len(batch)
     finally:
         copying.end()  # whatever happened: if a COPY failed, its error is the one to raise
@@ -138,6 +141,28 @@ def _values(
     return found
 
 
+def _natives(
+    columns: list[Column], rows: list[tuple[Any, ...]], described: _Rows
+) -> list[tuple[Any, ...]]:
+    """Return each column's values, those of numpy as Python's. Raises ResultError."""
+    found = list(zip(*rows))  # noqa: B905  of one length
+    if "numpy" not in sys.modules:
+        return found
+    for number, present in enumerate(found):
+        if not any(map(natives.of_numpy, set(map(type, present)))):
+            continue
+        plain = []
+        for place, value in enumerate(present):
+            try:
+                plain.append(natives.native(value))
+            except UnfitError as error:
+                raise ResultError(
+                    f"column {columns[number].name!r} has {error}: {described.name(place)}"
+                ) from None
+        found[number] = tuple(plain)
+    return found
+
+
 def _column(name: str, known: Known) -> Column:
     fixed = known.declared.get(name) or known.exact.get(name)
     if fixed is None:
@@ -158,13 +183,13 @@ def _known_type(name: str, known: Known) -> str:
 
 
 def _infer_types(
-    columns: list[Column], rows: list[tuple[Any, ...]], known: Known, read: int
+    columns: list[Column], found: list[tuple[Any, ...]], known: Known, read: int
 ) -> None:
     """Infer types from values: from a column's first one, then wider ones."""
-    for place, column in enumerate(columns):
+    for column, column_values in zip(columns, found):  # noqa: B905  of one length
         if column.kind is not None and not column.inferred:
             continue
-        present = [row[place] for row in rows if row[place] is not None]
+        present = [value for value in column_values if value is not None]
         if not present:
             continue
         origin = known.origin.get(column.name)
@@ -235,7 +260,7 @@ class _Copying:
     def begin(self, columns: list[Column], found: list[tuple[Any, ...]], rows: _Rows) -> None:
         texts = [
             _encoded(column, column_values, rows)
-            for column, column_values in zip(columns, zip(*found))  # noqa: B905 — of one length
+            for column, column_values in zip(columns, found)  # noqa: B905  of one length
         ]
         data = "\n".join(map("\t".join, zip(*texts))).encode()  # noqa: B905
         self.end()

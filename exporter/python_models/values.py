@@ -22,6 +22,8 @@ from uuid import UUID
 import psycopg2
 from psycopg2 import extensions
 
+from exporter.python_models.natives import UnfitError, native, of_numpy
+
 BATCH = 5_000
 """Rows of one COPY or frame: some megabytes, so that a round trip does not count."""
 
@@ -146,10 +148,6 @@ def _from_json(text: str | None, cursor: Any) -> Any:
 # --- Python to the text of COPY -----------------------------------------------------------------
 
 
-class UnfitError(Exception):
-    """A value that a column cannot hold; str() names its kind, never the value."""
-
-
 _SPECIAL = re.compile(r"[\\\t\n\r\x00]")
 _IN_ARRAY = re.compile(r'["\\\t\n\r\x00]')
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -200,7 +198,7 @@ def _json_array(value: Iterable[Any]) -> str:
 
 def _array_literal(value: Iterable[Any], *, json: bool = False) -> str:
     parts = []
-    for item in value:
+    for item in map(native, value):
         if item is None:
             parts.append("NULL")
         elif isinstance(item, (list, tuple)) and not json:
@@ -233,10 +231,11 @@ def _extra(value: Any) -> Any:
         return str(value)
     if value is JSON_NULL:
         return None
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset)):
-        return list(value)
+    for kind, plain in ((Mapping, dict), ((set, frozenset), list)):
+        if isinstance(value, kind):
+            return plain(value)
+    if of_numpy(type(value)):
+        return native(value)
     raise UnfitError(f"a {type(value).__name__} within a json value")
 
 

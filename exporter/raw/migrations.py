@@ -51,7 +51,10 @@ def new(root: Path, name: str, definition: Definition) -> Path:
     """Write the migration that makes the raw table of a definition; return the file."""
     if not re.fullmatch(r"\w+", name):
         raise UsageError(f"{name} is not a name for a migration", hint="letters, digits and _")
-    with connect("DATABASE_URL_CORE") as source, connect("DATABASE_URL_ANALYTICS") as destination:
+    with (
+        connect(definition.source.variable) as source,
+        connect("DATABASE_URL_ANALYTICS") as destination,
+    ):
         table = find_table(source, definition.source, destination)
         target = keyed(definition, table).destination
         create = creation(target, table.landed, key=True).as_string(destination)

@@ -50,7 +50,7 @@ def declaration(plan: Plan, quoted: dict[str, str]) -> str:
     writes them.
     """
     relation = plan.relation
-    about = _comment(relation.comment) or f"`{relation}` of the core database."
+    about = _comment(relation.comment) or f"`{relation}` of the {plan.database.lower()} database."
     entries = [_column(plan, column, column.name, quoted) for column in relation.columns]
     table = {
         "name": plan.name,
@@ -71,7 +71,8 @@ def declaration(plan: Plan, quoted: dict[str, str]) -> str:
     ]
     columns.append({"name": STAMP, "description": "When the row last changed in raw."})
     model = {"name": plan.model, "description": about, "columns": columns}
-    head = [f"Written by `exporter new`, from what the core database tells of {relation}."]
+    told = f"what the {plan.database.lower()} database tells of {relation}"
+    head = [f"Written by `exporter new`, from {told}."]
     head += [f"Limit: {limit}." for limit in plan.limits]
     lines = [f"# {line}" for sentence in head for line in text.wrapped(sentence, 98, "", "  ")]
     parts: list[dict[str, Any]] = [{"version": 2}, {"sources": [source]}, {"models": [model]}]

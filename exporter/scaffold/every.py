@@ -69,9 +69,7 @@ def chosen(
         and not any(_matches(relation, pattern) for pattern in exclude)
     ]
     if not found:
-        raise UsageError(
-            "there is no table to declare", hint="DATABASE_URL_CORE may name another database"
-        )
+        raise UsageError("there is no table to declare", hint="its URL may name another database")
     return found
 
 
@@ -104,7 +102,7 @@ def _declared(
         reason = f"{error.message}\n  → {error.hint}" if error.hint else error.message
     except psycopg.Error as error:
         if source.closed:
-            raise DatabaseError(f"DATABASE_URL_CORE: {first_line(error)}") from None
+            raise DatabaseError(f"{source.variable}: {first_line(error)}") from None
         reason = first_line(error)
     source.rollback()  # what the reader had begun
     return Outcome(relation, None, "", (reason.removeprefix(f"{relation}: "),))

@@ -8,6 +8,7 @@ reads becomes a source of its own, with its columns, and the parent of its raw t
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from exporter.errors import ProjectError
 from exporter.source import catalog
 from exporter.wire import Connection, connect
 
-SOURCE = "core"
-_MARK = f"._{SOURCE}."  # in our nodes' ids: a source of the project may be called core, too
+# In our nodes' ids, before a database that is not the core: a source of the project may be called
+# core, too.
+_MARK = re.compile(r"\._core[.-]")
 _COMMENTS = """
 select coalesce(a.attname, ''), d.description
 from pg_description d left join pg_attribute a on a.attrelid = d.objoid and a.attnum = d.objsubid
@@ -35,6 +37,11 @@ class Origin(NamedTuple):
     types: dict[str, str]
     comments: dict[str, str]  # of the columns by name; the table's own under ""
 
+    @property
+    def source_name(self) -> str:
+        """What dbt docs call the database's tables: the name in ``source.database``."""
+        return self.definition.source.database.lower()
+
 
 def complete(folder: Path, definitions: list[Definition]) -> list[str]:
     """Add the definitions' source tables to the files of ``dbt docs generate`` in a folder.
@@ -48,9 +55,12 @@ def complete(folder: Path, definitions: list[Definition]) -> list[str]:
             raise ProjectError(f"{file} is not there", hint="dbt docs generate")
     manifest, tables = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     for content in (manifest, tables):  # what an earlier call added
-        content["sources"] = {i: s for i, s in content["sources"].items() if _MARK not in i}
-    with connect("DATABASE_URL_CORE") as source:
-        origins = [read(source, definition) for definition in definitions]
+        content["sources"] = {i: s for i, s in content["sources"].items() if not _MARK.search(i)}
+    origins = []
+    for variable in dict.fromkeys(it.source.variable for it in definitions):
+        with connect(variable) as source:
+            its = [it for it in definitions if it.source.variable == variable]
+            origins += [read(source, definition) for definition in its]
     edges = [add(manifest, tables, origin) for origin in origins]
     for file, content in zip(files, (manifest, tables), strict=True):
         file.write_text(json.dumps(content), encoding="utf-8")
@@ -86,7 +96,7 @@ def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str
     if child not in children:
         children.append(child)
     tables["sources"][parent] = _entry(node, origin)
-    return f"{SOURCE}.{name} ▸ {raw['source_name']}.{raw['name']}"
+    return f"{origin.source_name}.{name} ▸ {raw['source_name']}.{raw['name']}"
 
 
 def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
@@ -99,6 +109,7 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
         f"`exporter load {definition.key}` reads it {how}, and lands it in"
         f" `{definition.destination}`."
     )
+    mark = "core" if origin.source_name == "core" else f"core-{origin.source_name}"
     columns: dict[str, Any] = {
         column: {
             "name": column,
@@ -114,11 +125,11 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
         "schema": definition.source.schema,
         "name": name,
         "identifier": definition.source.table,
-        "source_name": SOURCE,
-        "source_description": "The tables of the core database that `exporter` reads.",
+        "source_name": origin.source_name,
+        "source_description": f"The {origin.source_name} database's tables that `exporter` reads.",
         "loader": "the application",
-        "fqn": [raw["package_name"], SOURCE, name],
-        "unique_id": f"source.{raw['package_name']}{_MARK}{name}",
+        "fqn": [raw["package_name"], origin.source_name, name],
+        "unique_id": f"source.{raw['package_name']}._{mark}.{name}",
         "relation_name": f'"{definition.source.schema}"."{definition.source.table}"',
         "description": "\n\n".join(
             filter(None, [origin.comments.get(""), raw["description"], reading])

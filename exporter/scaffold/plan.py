@@ -41,6 +41,7 @@ class Present(NamedTuple):
     keys: set[str]
     names: set[str]  # of raw tables
     files: dict[str, Path]  # in the folders of models, by name without extensions
+    database: str = "CORE"
 
     def add(self, plan: Plan) -> None:
         """Take note of what is going to be written."""
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     conflict_columns: tuple[str, ...]  # none: a log
     nulls: str
     limits: tuple[str, ...]
+    database: str = "CORE"
 
     @property
     def model(self) -> str:
@@ -69,7 +71,8 @@ class Plan(NamedTuple):
     def definition(self) -> dict[str, Any]:
         """What the YAML says to the exporter."""
         relation = self.relation
-        source: dict[str, Any] = {"schema": relation.schema, "table": relation.name}
+        source: dict[str, Any] = {} if self.database == "CORE" else {"database": self.database}
+        source |= {"schema": relation.schema, "table": relation.name}
         if self.cursor:
             source["cursor"] = {"field": self.cursor}
             if self.id_field:
@@ -88,12 +91,16 @@ def model_of(name: str) -> str:
     return f"stg_{name}"
 
 
-def present(root: Path, declared: list[Definition]) -> Present:
-    """Return what a project has: definitions, and files of models."""
+def present(root: Path, declared: list[Definition], database: str = "CORE") -> Present:
+    """Return what a project has: definitions of a database's tables, and files of models."""
     folders = project.model_paths(root, project.read(root / "dbt_project.yml"))
     files = (file for folder in folders for file in folder.rglob("*.*"))
     return Present(
-        tables={(it.source.schema, it.source.table): it for it in declared},
+        tables={
+            (it.source.schema, it.source.table): it
+            for it in declared
+            if it.source.database == database
+        },
         keys={it.key for it in declared},
         names=_TAKEN | {it.destination.table for it in declared if it.destination.schema == SCHEMA},
         files={
@@ -101,6 +108,7 @@ def present(root: Path, declared: list[Definition]) -> Present:
             for file in files
             if file.suffix in (".sql", ".py", ".yml", ".yaml")
         },
+        database=database,
     )
 
 
@@ -124,7 +132,7 @@ def decide(source: Connection, relation: Relation, has: Present, wishes: Wishes,
     if not conflict and not wishes.append:
         limits += _nullable_keys(relation)
     id_field = _id_field(relation, wishes, cursor, conflict)
-    return Plan(relation, key, name, cursor, id_field, conflict, nulls, tuple(limits))
+    return Plan(relation, key, name, cursor, id_field, conflict, nulls, tuple(limits), has.database)
 
 
 def _refuse_jinja(relation: Relation) -> None:

@@ -374,7 +374,7 @@ def refuse_hidden(table: Table) -> None:
     if hidden:
         columns = ", ".join(sql.Identifier(name).as_string(None) for name in hidden)
         raise SourceError(
-            f"{declared.where}: DATABASE_URL_CORE's role may not read {columns} of"
+            f"{declared.where}: {declared.variable}'s role may not read {columns} of"
             f" {declared.schema}.{declared.table}",
             hint=f"grant select ({columns}) on {declared.name.as_string(None)} to it; or leave them"
             " out: exporter.source.exclude",
@@ -382,7 +382,7 @@ def refuse_hidden(table: Table) -> None:
     if table.hides_rows:
         raise SourceError(
             f"{declared.where}: row security hides rows of {declared.schema}.{declared.table} from"
-            " DATABASE_URL_CORE's role: they would be missing in raw, or be removed there",
+            f" {declared.variable}'s role: they would be missing in raw, or be removed there",
             hint="ALTER ROLE … BYPASSRLS, for that role",
         )
 

@@ -122,7 +122,7 @@ class CursorReader(RelationReader):
         window = self._window(stored)._replace(append=False)  # what is held back will land, too
         onward = window.onward(stored.cursor, stored.watermark)
         if self._is_scanned and window.since:
-            return sql.SQL("({} or {})").format(onward, changed_since(window.since))
+            return sql.SQL("({} or {})").format(onward, self._changed(window.since))
         return onward
 
     def adopted(self, stored: State) -> State:
@@ -160,7 +160,7 @@ class CursorReader(RelationReader):
         where = window.onward(stored.cursor, stored.watermark)
         self._scans = bool(stored.cursor and self._is_scanned and window.since)
         if self._scans and window.since:
-            where = sql.SQL("({} or {})").format(where, changed_since(window.since))
+            where = sql.SQL("({} or {})").format(where, self._changed(window.since))
         elif stored.cursor and not self._append:
             if wanted.sweep and not table.has_xmin:
                 where = TRUE
@@ -197,6 +197,15 @@ class CursorReader(RelationReader):
         """Whether a read of the whole table is small, or spared by nothing."""
         return is_scanned(self._declared, self.table) and not self._append
 
+    def _changed(self, since: str) -> sql.Composable:
+        """Return the condition for rows of new transactions, whatever their cursor is."""
+        changed = changed_since(since)
+        if self._cursor.nulls == "load":
+            return changed
+        return sql.SQL("({} and {} is not null)").format(
+            changed, sql.Identifier(self._cursor.field)
+        )
+
     def _due(self, wanted: Wanted) -> tuple[Round, int] | None:
         """Return what the sweep looks at in this load."""
         within = None if wanted.sweep else self._declared.sweep
@@ -222,7 +231,8 @@ class CursorReader(RelationReader):
         if self.horizon.blind:
             return (
                 "the transactions of other roles are hidden, only the lookback covers them;"
-                " GRANT pg_read_all_stats TO the role of DATABASE_URL_CORE"
+                " GRANT pg_read_all_stats TO the role of"
+                f" {self._declared.variable}"
             )
         return ""
 

@@ -145,8 +145,8 @@ class ScanReader(RelationReader):
         name = f"{declared.schema}.{declared.table}"
         if "xmin" in self.table.unreadable:
             raise SourceError(
-                f"{declared.where}: DATABASE_URL_CORE's role may not read xmin of {name}, by which"
-                " it is scanned",
+                f"{declared.where}: {declared.variable}'s role may not read xmin of {name}, by"
+                " which it is scanned",
                 hint=f"grant select (xmin) on {declared.name.as_string(None)} to it",
             )
         if not self.table.has_xmin:

@@ -168,7 +168,7 @@ def _lock_by_reading(source: Connection, declared: SourceTable) -> None:
         except psycopg.errors.InsufficientPrivilege as error:
             raise SourceError(
                 f"{declared.where}: {first_line(error)}",
-                hint=f"grant select on {name} to DATABASE_URL_CORE's role",
+                hint=f"grant select on {name} to {declared.variable}'s role",
             ) from None
         if not is_replaced(source, declared):
             return

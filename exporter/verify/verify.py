@@ -116,7 +116,7 @@ def verify(definition: Definition, console: Console, *, repair: bool, most: floa
     def attempt() -> None:
         with (
             connect("DATABASE_URL_ANALYTICS") as destination,
-            connect("DATABASE_URL_CORE") as source,
+            connect(definition.source.variable) as source,
             stopped_in_order(source, destination),
         ):
             _compare(definition, source, destination, verdict, console)

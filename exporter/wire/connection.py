@@ -200,8 +200,11 @@ class Sessions:
         self._close()
 
     @contextlib.contextmanager
-    def pair(self) -> Iterator[tuple[Connection, Connection]]:
+    def pair(self, variable: str = "DATABASE_URL_CORE") -> Iterator[tuple[Connection, Connection]]:
         """Give the destination's session and the source's, as good as new. Raises DatabaseError.
+
+        ``variable`` names the source; the session on another one is closed before, so that there
+        are no more at once than one on each side.
 
         Where an error is raised they are closed: nobody knows what state they are in.
         """
@@ -211,9 +214,10 @@ class Sessions:
                     session.settle()  # a server or a firewall may have ended an idle one
             except psycopg.Error:
                 self._close()
-            if not self._kept:
-                for variable in ("DATABASE_URL_ANALYTICS", "DATABASE_URL_CORE"):
-                    self._kept.append(connect(variable))
+            if self._kept and self._kept[-1].variable != variable:
+                self._kept.pop().close()
+            for name in ("DATABASE_URL_ANALYTICS", variable)[len(self._kept) :]:
+                self._kept.append(connect(name))
             destination, source = self._kept
             yield destination, source
         except BaseException:

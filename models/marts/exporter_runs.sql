@@ -24,6 +24,7 @@ select
     rows_written,
     rows_unchanged,
     rows_deleted,
+    rows_swept,
     batches,
     bytes,
     rows_read / nullif(seconds, 0) as rows_per_second,

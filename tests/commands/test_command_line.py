@@ -99,6 +99,13 @@ def test_bash_completes_commands_options_and_keys(product: Workplace) -> None:
     assert _completed(product, "load", "StatEvent", "") == ([], "")
     assert _completed(product, "state", "reset", "Stat") == (["StatEvent"], "")
     assert _completed(product, "db", "new", "x", "--from", "S") == (["StatEvent"], "")
+    product.define(
+        "- {name: a, tags: [nightly], config: {meta: {exporter: {key: A, source: {table: a}}}}}"
+    )
+    assert _completed(product, "load", "ta") == (["tag:nightly"], "")
+    assert _completed(product, "status", "tag", ":") == (["nightly"], "")
+    assert _completed(product, "status", "tag", ":", "ni") == (["nightly"], "")
+    assert _completed(product, "state", "reset", "ta") == ([], "")
     (product.folder / "models" / "wrong.yml").write_text("sources: [exporter")
     assert _completed(product, "load", "") == ([], "")
     (product.folder / "dbt_project.yml").unlink()

@@ -258,7 +258,7 @@ def test_what_cannot_be_looked_at_is_told_and_the_rest_goes_on(items: Workplace)
 
 @pytest.mark.parametrize(("apart", "said"), [(60.5, "ahead of"), (-60.5, "behind")])
 def test_clocks_that_differ(apart: float, said: str) -> None:
-    finding = check._clock(apart)
+    finding = check._clock("core", apart)
     assert (finding.status, said in finding.message, "60.500 s" in finding.message) == (
         "warn",
         True,

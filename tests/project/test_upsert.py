@@ -281,7 +281,7 @@ def test_builds_writers_and_readers_at_once(models: Workplace, builds: int) -> N
     assert models.query(models.analytics, behind) == []
 
 
-def test_another_project_uses_it(product: Workplace) -> None:
+def test_another_project_uses_it_as_a_package(product: Workplace) -> None:
     folder = product.folder / "other"
     (folder / "models").mkdir(parents=True)
     (folder / "macros").mkdir()
@@ -289,9 +289,6 @@ def test_another_project_uses_it(product: Workplace) -> None:
     (folder / "dbt_project.yml").write_text(
         "name: other\nprofile: dbt_exporter\n"
         "dispatch: [{macro_namespace: dbt, search_order: [other, dbt_exporter, dbt]}]\n"
-        "models: {dbt_exporter: {+enabled: false}}\n"
-        "seeds: {dbt_exporter: {+enabled: false}}\nunit_tests: {dbt_exporter: {+enabled: false}}\n"
-        "exposures: {dbt_exporter: {+enabled: false}}\n"
     )
     (folder / "macros" / "upsert.sql").write_text(
         "{% macro get_incremental_upsert_sql(arg_dict) %}"
@@ -306,6 +303,7 @@ def test_another_project_uses_it(product: Workplace) -> None:
     there = Workplace(folder, product.core, product.analytics)
     (folder / "profiles.yml").write_bytes((product.folder / "profiles.yml").read_bytes())
     there.dbt("deps", "--quiet")
+    assert there.dbt("ls", "--quiet").split() == ["other.item"]  # and nothing of the package's
     for _ in range(2):
         there.dbt("run", "--quiet")
         rows = there.query(there.analytics, "select id, n from public.item")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import textwrap
 
 import pytest
@@ -186,6 +188,45 @@ REFUSED = {
     ),
     "sql": (f"return {ROWS}.where('missing > 1')", ['column "missing" does not exist']),
     "library": ("import no_such_library\nreturn []", ["No module named 'no_such_library'"]),
+    "levels": (
+        "import pandas\nf = pandas.DataFrame({'k': [1, 1], 'v': [1, 2]})\n"
+        "return f.groupby('k').agg({'v': ['min', 'max']})",
+        ["several levels", "'_'.join("],
+    ),
+    "twice": (
+        "import pandas\nreturn pandas.DataFrame([[1, 2]], columns=['a', 'a'])",
+        ["more than one column 'a'"],
+    ),
+    "arrow_twice": (
+        "import pyarrow\nreturn pyarrow.table([[1], [2]], names=['a', 'a'])",
+        ["more than one column 'a'"],
+    ),
+    "also_index": (
+        "import pandas\nreturn pandas.DataFrame({'a': [1]}).set_index('a', drop=False)",
+        ["more than one column 'a', the names of its index included"],
+    ),
+    "nameless": (
+        "import pandas\nreturn pandas.DataFrame({'a': [1, 2]}, index=['x', 'y'])",
+        ["an index without a name", "rename_axis", "reset_index(drop=True)"],
+    ),
+    "half_named": (
+        "import pandas\nindex = pandas.MultiIndex.from_tuples([(1, 2)], names=['k', None])\n"
+        "return pandas.DataFrame({'a': [1]}, index=index)",
+        ["an index without a name"],
+    ),
+    "nanoseconds": (
+        "import numpy\nt = numpy.datetime64('2026-01-01T00:00:00.000000001')\n"
+        "return [{'id': 1, 'at': None}, {'id': 2, 'at': t}]",
+        ["column 'at' has nanoseconds", "row 2"],
+    ),
+    "unitless": (
+        "import numpy\nreturn [{'a': numpy.timedelta64(5)}]",
+        ["column 'a' has a timedelta64 that no value of Python equals", "row 1"],
+    ),
+    "longdouble": (
+        "import numpy\nreturn [{'a': numpy.longdouble(1)}]",
+        ["column 'a' has a longdouble"],
+    ),
     "lacking": (f"return {ROWS}.polars()", ["polars is not installed", "pip install polars"]),
 }
 
@@ -199,9 +240,12 @@ def test_errors_say_where(models: Workplace) -> None:
         python(models, name, body, "unique_key='id'" if name == "nul" else "", head)
     done = models.run("dbt", "run", "--no-use-colors")
     assert done.returncode == 1
+    # `Failure in model NAME` up to dbt 1.11, `[ERROR]: in model NAME` from 1.12 on
+    parts = re.split(r"(?:Failure|\[ERROR\]:) in model (\w+) ", done.stdout)
+    of_model = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert of_model.keys() == REFUSED.keys()
     for name, (_, expected) in REFUSED.items():
-        _, _, said = done.stdout.partition(f"Failure in model {name} ")
-        said = said.partition("Failure in model ")[0]
+        said = of_model[name]
         for text in expected:
             assert text in said, (name, said)
         assert "exporter/python_models" not in said, said
@@ -209,6 +253,108 @@ def test_errors_say_where(models: Workplace) -> None:
     assert (
         models.query(models.analytics, "select * from pg_tables where schemaname='analytics'") == []
     )
+
+
+def test_named_index_of_a_frame_becomes_columns(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    grouped = f"{ROWS}.pandas().astype({{'id': 'int64'}})"
+    grouped += ".assign(half=lambda f: f['id'] % 2, third=lambda f: f['id'] % 3)"
+    python(models, "one_key", f"return {grouped}.groupby('half').agg(total=('n', 'sum'))")
+    python(models, "keys", f"return {grouped}.groupby(['half', 'third']).agg(total=('n', 'sum'))")
+    python(models, "sliced", f"return {ROWS}.pandas()[10:20:2]")
+    python(models, "filtered", f"f = {ROWS}.pandas()\nreturn f[f['id'] > 11990].set_index('id')")
+    none = f"f = {ROWS}.pandas()\nreturn f[f['id'] < 0]"
+    python(models, "none", none)
+    models.dbt("run")
+    one = "select half, total from analytics.one_key order by half"
+    assert models.query(models.analytics, one) == [(0, 36006000), (1, 36000000)]
+    assert models.types("analytics.one_key")["half"] == "bigint"
+    both = "select count(*), sum(total), min(half), max(third) from analytics.keys"
+    assert models.query(models.analytics, both) == [(6, 72006000, 0, 2)]
+    assert list(models.types("analytics.sliced")) == ["id", "note", "n", "_exported_at"]
+    assert models.query(models.analytics, "select count(*) from analytics.sliced") == [(5,)]
+    ids = "select min(id), count(*) from analytics.filtered"
+    assert models.query(models.analytics, ids) == [(11991, 10)]
+    assert models.query(models.analytics, "select count(*) from analytics.none") == [(0,)]
+
+
+def test_lazy_frames_of_polars_are_collected(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    head = "import polars"
+    lazy = f"return {ROWS}.polars().lazy().filter(polars.col('id') > 11990).select('id', 'note')"
+    python(models, "lazy", lazy, head=head)
+    models.dbt("run")
+    found = "select count(*), max(note) from analytics.lazy"
+    assert models.query(models.analytics, found) == [(10, "note 12000")]
+    assert models.types("analytics.lazy") == {"id": "bigint", "note": "text"}
+
+
+def test_scalars_of_numpy_are_values(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    values = {
+        "whole": ("int64(7)", "7"),
+        "byte": ("uint8(7)", "7"),
+        "huge": ("uint64(2**64 - 1)", str(2**64 - 1)),
+        "single": ("float32(0.5)", "0.5"),
+        "half": ("float16(0.5)", "0.5"),
+        "f": ("float64(1.5)", "1.5"),
+        "yes": ("bool_(True)", "True"),
+        "word": ("str_('a\\tb')", "a\tb"),
+        "moment": ("datetime64('2026-01-02T03:04:05.000006000')", "2026-01-02 03:04:05.000006"),
+        "day": ("datetime64('2026-01-02')", "2026-01-02"),
+        "span": ("timedelta64(90, 's')", "0:01:30"),
+        "gone": ("datetime64('NaT')", "None"),
+        "several": ("array([1, 2])", "[1, 2]"),
+        "days": ("array(['2026-01-02', 'NaT'], dtype='M8[ns]')", "['2026-01-02T00:00:00', None]"),
+        "nested": ("array([[1.5], [2.5]])", "[[1.5], [2.5]]"),
+        "declared": ("array([1, 2], dtype='int16')", "[1, 2]"),
+        "inside": ("", "{'a': [1, 1.5, True]}"),
+    }  # fmt: skip
+    row = {name: f"np.{code}" for name, (code, _) in values.items() if code}
+    row["inside"] = "{'a': [np.int32(1), np.float32(1.5), np.bool_(True)]}"
+    text = "{" + ", ".join(f"'{name}': {code}" for name, code in row.items()) + "}"
+    python(models, "scalars", f"return [dict.fromkeys({text}), {text}]", head="import numpy as np")
+    widened = "return [{'id': np.int64(1)}, {'id': np.float64(1.5)}, {'id': 2}, {'id': None}]"
+    python(models, "widened", widened, head="import numpy as np")
+    as_read = f"return {ROWS}.limit(3).map(lambda row: {{**row, 'n': np.int64(row['n'])}})"
+    python(models, "as_read", as_read, head="import numpy as np")
+    (models.folder / "models" / "scalars.yml").write_text(
+        "version: 2\nmodels: [{name: scalars, columns: [{name: declared, data_type: 'int[]'},"
+        " {name: gone, data_type: date}]}]\n"
+    )
+    models.dbt("run")
+    names = ", ".join(values)
+    found = models.query(
+        models.analytics, f"select {names} from analytics.scalars where whole is not null"
+    )
+    assert [str(value) for value in found[0]] == [shown for _, shown in values.values()]
+    types = models.types("analytics.scalars")
+    inferred = ("whole", "huge", "single", "yes", "moment", "day", "span")
+    assert [types[name] for name in inferred] == [
+        "bigint", "numeric", "double precision", "boolean", "timestamp without time zone", "date",
+        "interval",
+    ]  # fmt: skip
+    assert models.types("analytics.widened") == {"id": "double precision"}
+    assert models.types("analytics.as_read")["n"] == "integer"
+
+
+def test_show_shows_the_rows(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    python(
+        models, "seen", f"return {ROWS}.map(lambda row: {{'id': row['id'], 'twice': row['n'] * 2}})"
+    )
+    python(models, "unseen", f"return {ROWS}.select('id + 0.5 as half')")
+    shown = models.dbt("show", "-s", "seen", "--limit", "3")
+    assert "| twice |" in shown
+    assert "|     6 |" in shown
+    assert "|     8 |" not in shown
+    assert "12,000.5" in models.dbt("show", "-s", "unseen", "--limit", "-1")
+    assert "11 |" in models.dbt("show", "--inline", "select 11 as eleven")
+    assert models.query(models.analytics, "select from pg_tables where tablename = 'seen'") == []
+    python(models, "seen", "return 5")
+    done = models.run("dbt", "show", "-s", "seen", "--no-use-colors")
+    assert done.returncode != 0
+    assert "model() returned a int" in done.stdout
 
 
 @pytest.mark.parametrize("materialized", ["table", "incremental"])
@@ -291,15 +437,29 @@ def test_commands_of_dbt(models: Workplace) -> None:
     assert (models.folder / "target" / "catalog.json").exists()
 
 
+def _with_tried(models: Workplace, tried: str) -> subprocess.CompletedProcess[str]:
+    program = f"import exporter.python_models as p; p.TRIED = {tried}; "
+    program += "from dbt.cli.main import cli; cli(['run', '--no-use-colors'])"
+    return models.run("python", "-c", program)
+
+
 def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None:
-    """As under a dbt that was not tried, or where the package is not installed."""
+    """As under a dbt that is older, or where the package is not installed."""
     models.query(models.analytics, EVENTS)
     python(models, "alone", f"return {ROWS}")
-    program = "import exporter.python_models as p; p.SUPPORTED = ((0, 0), (0, 1)); "
-    program += "from dbt.cli.main import cli; cli(['run', '--no-use-colors'])"
-    done = models.run("python", "-c", program)
+    done = _with_tried(models, "((9, 0), (9, 1))")
     assert done.returncode == 1
     assert "pip install dbt-exporter" in done.stdout
+
+
+def test_a_newer_dbt_than_tried_warns_once(models: Workplace) -> None:
+    models.query(models.analytics, EVENTS)
+    for name in ("one", "two"):
+        python(models, name, f"return {ROWS}")
+    assert "were tried with" not in models.dbt("run")
+    done = _with_tried(models, "((1, 0), (1, 1))")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("were tried with dbt-core up to 1.1, this is 1.") == 1
 
 
 def test_example_of_the_product(product: Workplace) -> None:

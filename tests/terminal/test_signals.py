@@ -260,7 +260,9 @@ def test_a_pipe_that_closes_is_no_error(product: Workplace) -> None:
     ("typed", "status", "told"), [(b"\x03", 130, "exporter: interrupted"), (b"\x04", 1, "Aborted!")]
 )
 def test_ctrl_c_at_a_prompt(place: Workplace, typed: bytes, status: int, told: str) -> None:
-    place.query(place.core, "create table thing (id int, state text, updated_at timestamptz)")
+    place.query(
+        place.core, "create view thing as select 1 as id, 'a' as state, now() as updated_at"
+    )
     pressed = ""
 
     def press(process: subprocess.Popen[bytes], terminal: int, text: str) -> None:

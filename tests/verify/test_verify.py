@@ -372,10 +372,11 @@ def test_views_and_partitioned_tables(place: Workplace, source: str) -> None:
 
 
 def test_rows_that_share_a_key_are_not_equal(place: Workplace) -> None:
-    place.define(ITEM.replace("conflict_columns: [id]", "conflict_columns: [k]"))
+    place.define(BY_CURSOR.replace("conflict_columns: [id]", "conflict_columns: [k]"))
     place.query(
         place.core,
         "create table item (id int primary key, k int not null, at timestamptz, v text);"
+        "create index on item (at, id);"
         "insert into item select n, n, timestamptz '2026-01-01Z' + n * interval '1 hour', 'v'"
         " from generate_series(1, 20) n",
     )

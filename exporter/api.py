@@ -13,7 +13,7 @@ from pathlib import Path
 
 from exporter.commands.load import with_batch_size
 from exporter.commands.shared import Call
-from exporter.errors import StoppedError
+from exporter.errors import StoppedError, UsageError
 from exporter.load import MOST_DELETES
 from exporter.load import one as loads
 from exporter.source import NEW, Wanted
@@ -45,6 +45,13 @@ def load(
     with _one_at_a_time, _own_environment():
         try:
             chosen = with_batch_size(Call(Path(project_dir), None, console).definitions((*keys,)))
+            for definition in chosen:
+                if definition.source.read == "changes":
+                    raise UsageError(
+                        f"{definition.where}: {definition.key} is read by its changes, which only"
+                        " the command does",
+                        hint=f"exporter load {definition.key}",
+                    )
             with Sessions() as sessions:
                 for definition in chosen:
                     result = loads.load(definition, console, sessions, wanted=wanted)

@@ -40,9 +40,9 @@ def servers() -> Iterator[tuple[str, str]]:
     if given[0] and given[1]:
         yield given[0], given[1]
         return
-    with running_server(
-        {"max_prepared_transactions": "10", "fsync": "off", "full_page_writes": "off"}
-    ) as server:
+    settings = {"max_prepared_transactions": "10", "fsync": "off", "full_page_writes": "off"}
+    slots = {"wal_level": "logical", "max_replication_slots": "50", "max_wal_senders": "50"}
+    with running_server(settings | slots) as server:
         yield server.url("postgres"), server.url("postgres")
 
 
@@ -196,7 +196,17 @@ def _workplace(servers: tuple[str, str], folder: Path) -> Iterator[Workplace]:
     yield Workplace(folder, _database(servers[0], names[0]), _database(servers[1], names[1]))
     for url, name in zip(servers, names, strict=True):
         with psycopg.connect(url, autocommit=True) as connection:
+            _drop_slots(connection, name)
             connection.execute(f"drop database {name} with (force)".encode())
+
+
+def _drop_slots(connection: psycopg.Connection[Any], database: str) -> None:
+    for slot, pid in connection.execute(
+        "select slot_name, active_pid from pg_replication_slots where database = %s", (database,)
+    ).fetchall():
+        if pid:
+            connection.execute("select pg_terminate_backend(%s, 10000)", (pid,))
+        connection.execute("select pg_drop_replication_slot(%s)", (slot,))
 
 
 def as_role(url: str, role: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -127,6 +128,8 @@ def command(
         sys.exit(_dry_run(call, _chosen(call, keys, wanted), wanted, as_json))
     with cli.interruptible(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, wanted)
+        slotted = _slotted(call, chosen, keys, wanted, reconcile=reconcile)
+        chosen = [one for one in chosen if one.source.read != "changes"]
         after = _reconciliation(chosen, keys, limit) if reconcile else None
         load_one = functools.partial(
             load,
@@ -135,9 +138,15 @@ def command(
             command="load --reconcile" if reconcile else "load",
         )
         run.started()
-        for result in _results(chosen, load_one, call.console, jobs, max_connections, scheduler):
+        means = (call.console, jobs, max_connections, scheduler)
+        for result in itertools.chain(
+            _followed(slotted, load, means) if slotted.definitions else (),
+            _results(chosen, load_one, *means),
+        ):
             call.console.ended(result, as_json=as_json)
             run.results.append(result)
+            if isinstance(result.error, StoppedError):
+                break
     sys.exit(exit_status([result.error.exit_status for result in run.results if result.error]))
 
 
@@ -159,11 +168,68 @@ def with_batch_size(chosen: list[Definition]) -> list[Definition]:
     return [definition._replace(batch_rows=rows) for definition in chosen] if rows else chosen
 
 
+class _Slotted(NamedTuple):
+    """The definitions that share a slot, and which of them are to be copied anew."""
+
+    definitions: list[Definition]
+    refresh: frozenset[str]
+
+
+def _slotted(
+    call: cli.Call,
+    chosen: list[Definition],
+    keys: tuple[str, ...],
+    wanted: Wanted,
+    *,
+    reconcile: bool,
+) -> _Slotted:
+    """Return what is read by its changes: with one of it, all that is in its slot.
+
+    Raises UsageError for what such a load cannot do.
+    """
+    named = [one for one in chosen if one.source.read == "changes"]
+    if not named:
+        return _Slotted([], frozenset())
+    flags = {"--since and --until": wanted.span, "--sweep": wanted.sweep, "--reconcile": reconcile}
+    for flag in [flag for flag, given in flags.items() if given and keys]:
+        raise UsageError(
+            f"{named[0].where}: {flag} has nothing to do for {named[0].key}, which is read by its"
+            " changes",
+            hint=f"exporter load {named[0].key}",
+        )
+    everything = call.definitions(())
+    group = [one for one in everything if one.source.read == "changes"]
+    refresh = frozenset(one.key for one in named) if wanted.full_refresh else frozenset()
+    others = [one.key for one in group if one not in named]
+    if others:
+        call.console.say(f"{', '.join(others)}: in the same slot, loaded as well", "debug")
+    return _Slotted(group, refresh)
+
+
+def _followed(
+    slotted: _Slotted, load: Callable[..., Result], means: tuple[Any, ...]
+) -> Iterator[Result]:
+    from exporter.load.slot import follow
+    from exporter.source import NEW, Wanted
+
+    def copy(definitions: list[Definition], refresh: bool) -> Iterator[Result]:
+        wanted = Wanted(full_refresh=True) if refresh else NEW
+        return _results(definitions, functools.partial(load, wanted=wanted), *means)
+
+    yield from follow(slotted.definitions, means[0], copy, refresh=slotted.refresh)
+
+
 def _dry_run(call: cli.Call, chosen: list[Definition], wanted: Wanted, as_json: bool) -> int:
     from exporter.load.dry_run import rehearse
 
     statuses = []
     for definition in chosen:
+        if definition.source.read == "changes":
+            raise UsageError(
+                f"{definition.where}: --dry-run shows statements, and {definition.key} is read by"
+                " its changes",
+                hint="exporter slots shows how much waits to be read",
+            )
         try:
             found = rehearse(definition, call.console, wanted)
         except ExporterError as error:

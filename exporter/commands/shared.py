@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 
 CORE, ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 # In the order of the help.
-_COMMANDS = ("init", "new", "load", "check", "status", "verify", "state", "db", "docs", "demo")
+_COMMANDS = (
+    "init",
+    "new",
+    "load",
+    "check",
+    "status",
+    "verify",
+    "state",
+    "slots",
+    "db",
+    "docs",
+    "demo",
+)
 ENVIRONMENT = {
     CORE: "the source: postgresql://user:password@host/database",
     "DATABASE_URL_NAME": "another source, of definitions with source.database: NAME",

@@ -44,7 +44,7 @@ class SourceTable(NamedTuple):
     columns: tuple[str, ...] | None  # None: all
     expressions: dict[str, str]  # column → SQL that the source computes
     exclude: tuple[str, ...]
-    read: str  # auto, scan or cursor
+    read: str  # auto, scan, cursor or changes
     scan_below: int  # bytes
     sweep: timedelta | None  # None: never
     database: str = "CORE"
@@ -150,7 +150,7 @@ def _source(reader: Values, database: Any) -> SourceTable:
         columns=columns,
         expressions=expressions,
         exclude=reader.names("source.exclude"),
-        read=reader.choice("source.read", ("auto", "scan", "cursor")),
+        read=reader.choice("source.read", ("auto", "scan", "cursor", "changes")),
         scan_below=reader.size("source.scan_below"),
         sweep=reader.time_or_never("source.sweep"),
         database=reader.database("source.database", database),
@@ -160,6 +160,12 @@ def _source(reader: Values, database: Any) -> SourceTable:
             reader.fail("source.columns", f"computes {name}, which is read as the cursor")
     if source.read == "cursor" and source.cursor is None:
         reader.fail("source.cursor", "is required with read: cursor")
+    if source.read == "changes" and source.cursor is not None:
+        reader.fail("source.cursor", "has no place with read: changes, which needs none")
+    if source.read == "changes" and source.database != "CORE":
+        reader.fail("source.database", "must be CORE with read: changes")
+    if source.read == "changes" and expressions:
+        reader.fail("source.columns", "cannot compute columns with read: changes")
     return source
 
 
@@ -180,7 +186,12 @@ def _destination(
     mode = reader.choice(
         "mode", ("upsert", "append"), "upsert" if conflict or not source.cursor else "append"
     )
-    deletes = reader.choice("deletes", ("ignore", "mark", "remove"))
+    follows = source.read == "changes"
+    deletes = reader.choice("deletes", ("ignore", "mark", "remove"), "remove" if follows else None)
+    if follows and mode == "append":
+        reader.fail("mode", "must be upsert with read: changes")
+    if follows and deletes == "ignore":
+        reader.fail("deletes", "must be remove or mark with read: changes")
     if mode == "append" and source.cursor and source.cursor.nulls == "load":
         reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
     if mode == "append" and deletes != "ignore":

@@ -27,8 +27,9 @@ KEYS = {
     "source.schema": Key("schema at the source", "public"),
     "source.table": Key("table, view or partitioned table at the source"),
     "source.read": Key(
-        "`scan`: the rows of new transactions, whatever is in them; `cursor`; or `auto`: a scan"
-        " without a cursor, and of a table up to `scan_below`, else the cursor and a sweep",
+        "`scan`: the rows of new transactions, whatever is in them; `cursor`; `changes`: what the"
+        " source's WAL says, deletes included; or `auto`: a scan without a cursor, and of a table"
+        " up to `scan_below`, else the cursor and a sweep",
         "auto",
     ),
     "source.scan_below": Key("size up to which `auto` scans a table that has a cursor", "64 MB"),
@@ -71,8 +72,10 @@ KEYS = {
     ),
     "deletes": Key(
         "what becomes of rows that are gone at the source: `ignore`, `mark` (in `_deleted_at`) or"
-        " `remove`; at each load that scans the table, else at `load --reconcile`",
+        " `remove`; at each load that scans the table or reads its changes, else at"
+        " `load --reconcile`",
         "ignore",
+        otherwise="`ignore`; `remove` with `read: changes`",
     ),
     "batch_rows": Key("most rows of one transaction", 50_000),
     "distribution_column": Key(

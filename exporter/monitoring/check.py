@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,17 @@ from exporter.errors import DriftError, ExporterError
 from exporter.load import dry_run
 from exporter.load.transfer import Attempt
 from exporter.monitoring import grants
+from exporter.monitoring.slots import found_slots
 from exporter.raw import fit
-from exporter.source import NEW, Table, describe, find_table, keyed, megabytes
+from exporter.source import NEW, Table, describe, find_table, keyed, megabytes, slots
 from exporter.source.catalog import indexes, quoted, refuse_hidden
+from exporter.source.copied import refuse_unfit
+from exporter.terminal import text
 from exporter.wire import Connection, connect, first_line
 
 _CORE, _ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 _OLDEST = 130000  # the oldest version of PostgreSQL that the tests run on
+_LONG = 86_400.0  # seconds after which somebody should know that a slot is not read
 _APART = 5.0  # seconds; clocks that NTP sets are never this far apart
 
 
@@ -60,6 +65,9 @@ def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
                 yield from _tried(subject, "clock", _clocks(source, analytics))
             if source:
                 yield from _tried(subject, "transactions", _transactions(source))
+            changes = [it for it in definitions if it.source.read == "changes"]
+            if source and any(it.source.variable == variable for it in changes):
+                yield from _tried(subject, "slots", _slots(source, analytics))
         if analytics:
             yield from _tried("analytics", "rights", _rights(analytics, definitions))
         for definition in definitions:
@@ -196,6 +204,36 @@ def _transactions(core: Connection) -> Iterator[Finding]:
         yield Finding("warn", subject, "prepared", message, (fix,))
 
 
+def _slots(core: Connection, analytics: Connection | None) -> Iterator[Finding]:
+    slots.refuse_unfit(core)
+    row = core.execute(
+        "select current_setting('max_replication_slots')::int, count(*),"
+        " current_setting('max_slot_wal_keep_size') from pg_replication_slots"
+    ).fetchone()
+    assert row is not None
+    most, used, keep = row
+    yield Finding("ok", "core", "slots", f"wal_level is logical, {used} of {most} slots are in use")
+    if keep == "-1":
+        message = "no limit for the WAL that a slot which nobody reads holds back"
+        fix = "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();"
+        yield Finding("warn", "core", "slots", message, (fix,))
+    for one in found_slots(core, analytics) if analytics else ():
+        held = f"{one.found.name} holds back {megabytes(one.found.held or 0)}"
+        if one.found.lost:
+            message = f"{one.found.name} is lost: the next load makes a new one, and copies"
+            yield Finding("warn", "core", "slots", message)
+        elif one.ours and one.read_at and _age(one.read_at) < _LONG:
+            yield Finding("ok", "core", "slots", held)
+        else:
+            ago = f"was read {text.duration(_age(one.read_at))} ago" if one.read_at else ""
+            fixes = ("exporter load", f"exporter slots drop {one.found.name}")
+            yield Finding("warn", "core", "slots", f"{held}, and {ago or one.status}", fixes)
+
+
+def _age(moment: datetime) -> float:
+    return (datetime.now(timezone.utc) - moment).total_seconds()
+
+
 def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Finding]:
     missing = tuple(grants.missing_on_destination(analytics, definitions))
     if missing:
@@ -222,6 +260,8 @@ def of_source(
     rows = f", about {table.rows:,.0f} rows" if table.rows >= 0 and table.kind in ("r", "p") else ""
     yield Finding("ok", key, "source", f"{name} can be read {how}{rows}")
     definition = keyed(definition, table)
+    if definition.source.read == "changes":
+        refuse_unfit(core, definition, table)
     if not table.hides_rows:  # that one has a statement
         yield from _tried(key, "rights", _columns(core, key, table, name))
     else:
@@ -230,7 +270,11 @@ def of_source(
         yield Finding("fail", key, "policies", message, (f"ALTER ROLE {role} BYPASSRLS;",))
     yield from _keys(core, definition, table, name)
     yield from _tried(key, "index", _index(core, definition, table, name))
-    if analytics and not table.hides_rows:
+    # Before there is a slot, changes cannot be rehearsed.
+    rehearses = analytics and (
+        definition.source.read != "changes" or any(s.ours for s in found_slots(core, analytics))
+    )
+    if analytics and rehearses and not table.hides_rows:
         yield from _tried(key, "load", _load(core, analytics, definition))
 
 
@@ -266,7 +310,7 @@ def _keys(core: Connection, definition: Definition, table: Table, name: str) -> 
 
 def _index(core: Connection, definition: Definition, table: Table, name: str) -> Iterator[Finding]:
     key, order = definition.key, definition.source.order
-    if definition.source.read == "scan":
+    if definition.source.read in ("scan", "changes"):
         return
     if not order:
         if table.size > definition.source.scan_below:

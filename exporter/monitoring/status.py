@@ -207,6 +207,7 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
             left = max(0.0, 1 - (stored.next_block or 0) / max(1, table.blocks))
             return Behind(round(max(table.rows, 0) * left), True, None)
         if definition.source.cursor is None or definition.source.read == "scan":
+            # What changed since, also where the changes themselves are read.
             return _behind_scan(source, definition, table, stored)
         cursor, id_column = window.cursor_columns(definition.source, table)
         indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))

@@ -19,7 +19,7 @@ from exporter.wire import AHEAD, Block, Connection, field, find_operators, pour
 
 _SAVEPOINT = "savepoint staged"  # on an error staging stays
 # The key's index has to be visited for every row in any case.
-_BY_INDEX = (
+BY_INDEX = (
     "set local enable_hashjoin = off; set local enable_mergejoin = off;"
     " set local enable_seqscan = off"
 )
@@ -101,7 +101,7 @@ class Staging:
         whole = lands is Lands.WHOLE
         if whole and raw.key:
             destination.execute(sql.SQL("analyze {}").format(STAGING))
-        destination.execute(_SAVEPOINT if whole or raw.on_citus else f"{_SAVEPOINT}; {_BY_INDEX}")
+        destination.execute(_SAVEPOINT if whole or raw.on_citus else f"{_SAVEPOINT}; {BY_INDEX}")
         try:
             refuse_rounded(destination, raw, batch)
             counts = [

@@ -138,6 +138,16 @@ def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed
     )
 
 
+def changed(raw: RawTable, stamp: str, rows: sql.Composable) -> sql.Composed:
+    """Return the statement for ``rows``, a table called ``s``, of which few are as raw has them."""
+    return (
+        _insert(raw, stamp)
+        + rows
+        + _update(raw)
+        + sql.SQL(" where {}").format(_differs(raw, "excluded", "d"))
+    )
+
+
 def _apply(raw: RawTable, stamp: str, *, late: bool = False) -> sql.Composed:
     """Return the statement for staged rows of which most may be in raw already.
 

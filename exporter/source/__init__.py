@@ -6,6 +6,7 @@ A definition and a stored position come in; a plan and batches of rows go out.
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, Range, select
 from exporter.source.catalog import Column, Table, find_table, keyed, look_further, require
+from exporter.source.copied import CopyReader
 from exporter.source.cursor import CursorReader
 from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted, megabytes
 from exporter.source.scan import ScanReader
@@ -44,6 +45,8 @@ __all__ = [
 def reader_of(definition: Definition, source: Connection) -> Reader:
     """Return the way of reading that a definition asks for."""
     cursor = definition.source.cursor
+    if definition.source.read == "changes":
+        return CopyReader(source, definition)
     if cursor is None or definition.source.read == "scan":
         return ScanReader(source, definition)
     return CursorReader(source, definition, cursor)
@@ -54,6 +57,8 @@ def describe(definition: Definition, table: Table) -> str:
     declared = definition.source
     require(table, "conflict_columns", definition.destination.conflict_columns)
     size = megabytes(table.size)
+    if declared.read == "changes":
+        return f"by its changes, after a copy of {size}"
     if declared.cursor is None or declared.read == "scan":
         return f"by scan of {size} a load"
     cursor = cursor_columns(declared, table)[0].name

@@ -8,6 +8,7 @@ from exporter.state.position import (
     RUNS,
     SCHEMA,
     Bound,
+    Copied,
     Position,
     Round,
     State,
@@ -22,8 +23,10 @@ from exporter.state.position import (
     remember_columns,
     remembered_columns,
     stamp,
+    stamp_after,
     tables_exist,
     take_over,
+    unlock,
     write,
 )
 from exporter.state.runs import Result, Totals, record, record_failure, take_counts
@@ -33,6 +36,7 @@ __all__ = [
     "SCHEMA",
     "Binding",
     "Bound",
+    "Copied",
     "Judgement",
     "Position",
     "Reading",
@@ -56,8 +60,10 @@ __all__ = [
     "remember_columns",
     "remembered_columns",
     "stamp",
+    "stamp_after",
     "tables_exist",
     "take_counts",
     "take_over",
+    "unlock",
     "write",
 ]

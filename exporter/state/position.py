@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ create table if not exists {SCHEMA}._exporter_state (
     columns jsonb,
     binding jsonb,
     sweep jsonb,
+    slot jsonb,
     updated_at timestamptz not null default now()
 );
 create table if not exists {SCHEMA}._exporter_runs (
@@ -63,6 +65,7 @@ alter table {SCHEMA}._exporter_state
     add column if not exists relation text,
     add column if not exists binding jsonb,
     add column if not exists sweep jsonb,
+    add column if not exists slot jsonb,
     drop constraint if exists _exporter_state_pkey;
 create unique index if not exists _exporter_state_relation on {SCHEMA}._exporter_state (relation);
 alter table {SCHEMA}._exporter_runs
@@ -113,6 +116,19 @@ class Round(NamedTuple):
     over: bool = False
 
 
+class Copied(NamedTuple):
+    """By which slot a table is read on, and the snapshot in which it was copied before.
+
+    ``until``: the position behind which the copy is as if it had never been; None while the copy
+    goes on. ``files`` are those of its heaps: a table that is written anew sends no changes.
+    """
+
+    name: str
+    snapshot: str | None
+    until: str | None
+    files: dict[str, str]
+
+
 class State(NamedTuple):
     """What is remembered of a raw table.
 
@@ -121,7 +137,8 @@ class State(NamedTuple):
     ``snapshot_xmin``: the oldest transaction that the snapshot up to ``cursor`` may have missed.
     ``binding`` says which tables the position describes: none where an earlier version stored it.
     ``file`` and ``next_block``: how far an unfinished first load is; ``run`` who may go on with it.
-    ``sweep``: how far the round is that looks for what the cursor has passed over.
+    ``sweep``: how far the round is that looks for what the cursor has passed over. ``slot``: of a
+    table that is read by its changes, whose cursor is the WAL position that was reached.
     """
 
     cursor: Position | None = None
@@ -137,6 +154,7 @@ class State(NamedTuple):
     exported_at: str | None = None
     binding: Binding | None = None
     sweep: Round | None = None
+    slot: Copied | None = None
 
     @property
     def is_first(self) -> bool:
@@ -145,9 +163,10 @@ class State(NamedTuple):
 
 
 _POSITIONS = ("cursor", "watermark")
-_PLAIN = [name for name in State._fields if name not in (*_POSITIONS, "binding", "sweep")]
+_OBJECTS = ("binding", "sweep", "slot")
+_PLAIN = [name for name in State._fields if name not in (*_POSITIONS, *_OBJECTS)]
 _COLUMNS = ["cursor_value", "cursor_id", "watermark_value", "watermark_id", *_PLAIN]
-_COLUMNS += ["binding", "sweep"]
+_COLUMNS += _OBJECTS
 _NAMES = ", ".join(_COLUMNS)
 # An earlier version told states apart by the definition's key alone.
 _MINE = "(relation = %s or (relation is null and key = %s))"
@@ -170,7 +189,7 @@ def create_tables(destination: Connection) -> None:
     """Create the two tables where they are missing, or of an earlier version."""
     newest = destination.execute(
         "select count(*) from pg_attribute where not attisdropped and (attrelid, attname) in"
-        " ((to_regclass(%(state)s), 'sweep'), (to_regclass(%(runs)s), 'rows_swept'))",
+        " ((to_regclass(%(state)s), 'slot'), (to_regclass(%(runs)s), 'rows_swept'))",
         {"state": f"{SCHEMA}._exporter_state", "runs": f"{SCHEMA}._exporter_runs"},
     ).fetchone()
     if newest != (2,):
@@ -184,7 +203,7 @@ def create_schema(destination: Connection, name: str) -> None:
 
     Two first runs at once would both try: creating is not atomic under "if not exists".
     """
-    destination.execute("select pg_advisory_xact_lock(%s)", (_number(name),))
+    destination.execute("select pg_advisory_xact_lock(%s)", (number_of(name),))
     found = destination.execute("select from pg_namespace where nspname = %s", (name,)).fetchone()
     if found is None:  # "if not exists" would ask for a right that a mere loader need not have
         destination.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(name)))
@@ -233,6 +252,13 @@ def lock(destination: Connection, target: Destination) -> None:
     )
 
 
+def unlock(destination: Connection, target: Destination) -> None:
+    """Give up the definition's lock, which this session has: as often as it was taken."""
+    number = lock_number(target)
+    while destination.execute("select pg_advisory_unlock(%s)", (number,)).fetchone() == (True,):
+        pass
+
+
 def holder(destination: Connection, target: Destination) -> str | None:
     """Return who holds the definition's lock, None where nobody does."""
     row = destination.execute(
@@ -263,7 +289,15 @@ def read(destination: Connection, target: Destination) -> State:
     plain = {name: values[name] for name in _PLAIN}
     binding = Binding.of_json(values["binding"]) if values["binding"] else None
     sweep = Round(**values["sweep"]) if values["sweep"] else None
-    return State(position("cursor"), position("watermark"), **plain, binding=binding, sweep=sweep)
+    slot = Copied(**values["slot"]) if values["slot"] else None
+    return State(
+        position("cursor"),
+        position("watermark"),
+        **plain,
+        binding=binding,
+        sweep=sweep,
+        slot=slot,
+    )
 
 
 def take_over(destination: Connection, target: Destination) -> None:
@@ -293,6 +327,7 @@ def write(
     values += (getattr(state, name) for name in _PLAIN)
     values.append(Jsonb(state.binding.as_json()) if state.binding else None)
     values.append(Jsonb(state.sweep._asdict()) if state.sweep else None)
+    values.append(Jsonb(state.slot._asdict()) if state.slot else None)
     destination.execute(_WRITE, [str(target), target.key, *values])
 
 
@@ -319,6 +354,17 @@ def stamp(destination: Connection, state: State) -> str:
     return str(row[0])
 
 
+def stamp_after(destination: Connection, stamps: Sequence[str]) -> str:
+    """Return an ``_exported_at`` that is after all of these, as ``stamp`` does after one."""
+    row = destination.execute(
+        "select greatest(clock_timestamp(), max(s) + interval '1 microsecond')::text"
+        " from unnest(%s::timestamptz[]) s",
+        (list(stamps),),
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def later(stamp: str, batches: int) -> str:
     """Return the stamp of a later batch: each is a microsecond after the one before it."""
     seconds, _, fraction = stamp.partition("+")[0].partition(".")
@@ -329,9 +375,9 @@ def later(stamp: str, batches: int) -> str:
 
 def lock_number(target: Destination) -> int:
     """Return the number of the advisory lock that loads of the raw table hold."""
-    return _number(str(target))
+    return number_of(str(target))
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
     """Return the advisory lock's number: positive, 63 bits, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"dbt-exporter {name}".encode()).digest()[:8], "big") >> 1

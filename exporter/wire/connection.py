@@ -88,10 +88,11 @@ _direct: set[str] = set()  # URLs that lead to a server, or to a pool in session
 _looking = threading.Lock()  # one session at a time looks where its URL leads
 
 
-def connect(variable: str, name: str = "dbt-exporter") -> Connection:
+def connect(variable: str, name: str = "dbt-exporter", *, replication: bool = False) -> Connection:
     """Open an autocommit session on the database that a variable names. Raises DatabaseError.
 
-    ``name`` is what others see of it, unless the URL says otherwise.
+    ``name`` is what others see of it, unless the URL says otherwise. A session for ``replication``
+    reads a slot; it takes statements, too, but without parameters.
     """
     address = url(variable)
     parts: dict[str, Any] = {
@@ -99,6 +100,7 @@ def connect(variable: str, name: str = "dbt-exporter") -> Connection:
         "application_name": name,
         **conninfo_to_dict(address),
         "client_encoding": "UTF8",
+        **({"replication": "database"} if replication else {}),
     }
     if signals.stopping():
         parts["connect_timeout"] = 2  # the least that libpq takes: who stopped us waits

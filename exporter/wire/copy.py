@@ -67,7 +67,7 @@ def copy_out(
     statement = sql.SQL("copy ({}) to stdout (format {})").format(
         query, sql.SQL("binary" if binary else "text")
     )
-    _start(pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_OUT)
+    start_copy(pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_OUT)
     rows = _batches(pgconn, binary, limit) if limit else _one_batch(pgconn, binary)
     any_row = yield from rows
     _finish(pgconn)  # before the batch ends: what a failed copy has given is not all of it
@@ -169,7 +169,7 @@ class CopyIn:
 
     def __init__(self, connection: Connection, statement: sql.Composable) -> None:
         self._pgconn = connection.pgconn
-        _start(self._pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_IN)
+        start_copy(self._pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_IN)
 
     def write(self, data: bytes | memoryview) -> None:
         """Send a block. Raises psycopg.Error when the server gave up."""
@@ -177,12 +177,12 @@ class CopyIn:
         for begin in range(0, len(view), _SLICE):
             # Without a flush after each put, libpq's buffer grows and is moved about at every put.
             self._pgconn.put_copy_data(view[begin : begin + _SLICE])
-            _flush(self._pgconn)
+            flush(self._pgconn)
 
     def finish(self) -> int:
         """End the copy; return the number of rows. Raises psycopg.Error."""
         self._pgconn.put_copy_end()
-        _flush(self._pgconn)
+        flush(self._pgconn)
         return _finish(self._pgconn)
 
     def abandon(self) -> None:
@@ -190,8 +190,8 @@ class CopyIn:
         if self._pgconn.transaction_status == TransactionStatus.ACTIVE:
             with contextlib.suppress(errors.Error):  # what led here says more than a lost server
                 self._pgconn.put_copy_end(b"the other side failed")
-                _flush(self._pgconn)
-                _drain(self._pgconn)
+                flush(self._pgconn)
+                drain(self._pgconn)
 
 
 def pour(
@@ -307,18 +307,19 @@ def field(row: bytes, index: int) -> str | None:
     return b"\\".join(parts).decode()
 
 
-def _start(pgconn: abc.PGconn, statement: bytes, expected: ExecStatus) -> None:
+def start_copy(pgconn: abc.PGconn, statement: bytes, expected: ExecStatus) -> None:
+    """Begin a copy by a statement. Raises psycopg.Error."""
     pgconn.send_query(statement)
-    _flush(pgconn)
+    flush(pgconn)
     while pgconn.is_busy():
         _wait_readable(pgconn)
     result = pgconn.get_result()
     if result is None or result.status != expected:
-        _drain(pgconn)
-        raise _error(pgconn, result)
+        drain(pgconn)
+        raise failure(pgconn, result)
 
 
-def _drain(pgconn: abc.PGconn) -> None:
+def drain(pgconn: abc.PGconn) -> None:
     """Take what is left of a statement's results.
 
     libpq's own waiting for them would stop every thread of this process.
@@ -346,11 +347,12 @@ def _finish(pgconn: abc.PGconn) -> int:
             if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
                 break  # the connection is gone: libpq would give this for ever
     if failed is not None:
-        raise _error(pgconn, failed)
+        raise failure(pgconn, failed)
     return rows
 
 
-def _error(pgconn: abc.PGconn, result: abc.PGresult | None) -> errors.Error:
+def failure(pgconn: abc.PGconn, result: abc.PGresult | None) -> errors.Error:
+    """Return the error that a result, or the connection, tells of."""
     if result is not None and result.status == ExecStatus.FATAL_ERROR:
         return errors.error_from_result(result)
     return errors.OperationalError(pgconn.error_message.decode(errors="replace"))
@@ -380,7 +382,8 @@ def _awaited(pgconn: abc.PGconn, large: bool) -> tuple[int, memoryview]:
         reads = 1
 
 
-def _flush(pgconn: abc.PGconn) -> None:
+def flush(pgconn: abc.PGconn) -> None:
+    """Send what waits to be sent."""
     while pgconn.flush():
         readable, _, _ = select.select([pgconn.socket], [pgconn.socket], [], _POLL)
         if readable:  # a server that complains must be heard, or both wait for ever

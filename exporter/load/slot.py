@@ -1,0 +1,381 @@
+"""One load of a slot: what changed in all its tables, up to the end of the WAL at its start.
+
+First the tables that need it are copied, by whoever copies tables; then the changes land, all of a
+source transaction in one transaction, with the position that they reach. The source forgets a
+position only after the destination has it on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import psycopg
+
+from exporter import state
+from exporter.config import Definition
+from exporter.errors import DatabaseError, ExporterError, StoppedError
+from exporter.load import worth
+from exporter.load.transfer import Attempt
+from exporter.raw import RawTable
+from exporter.raw import table as raw_table
+from exporter.raw.changes import ChangesStaging
+from exporter.source import keyed, slots
+from exporter.source.changes import Chunk, Gatherer, Grown, Member
+from exporter.source.copied import CopyReader
+from exporter.source.snapshot import Server, observe
+from exporter.state import Binding, Position, Result, State, record, record_failure
+from exporter.state import slots as remembered
+from exporter.state.slots import Slot
+from exporter.terminal import Console, signals
+from exporter.wire import (
+    Connection,
+    Sessions,
+    connect,
+    first_line,
+    replication,
+    stopped_in_order,
+    with_retries,
+)
+from exporter.wire.replication import lsn_number, lsn_text
+
+# Copies tables that the slot is about to be read for, and yields a result for each.
+Copy = Callable[[list[Definition], bool], Iterator[Result]]
+
+
+class _Table(NamedTuple):
+    """A table of the slot, as this load finds it."""
+
+    definition: Definition
+    reader: CopyReader
+    stored: State
+    binding: Binding
+    raw: RawTable
+    why_copy: str
+
+    @property
+    def member(self) -> Member:
+        return self.reader.member(self.stored, self.raw.columns)
+
+
+def follow(
+    definitions: Sequence[Definition],
+    console: Console,
+    copy: Copy,
+    *,
+    refresh: frozenset[str] = frozenset(),
+) -> list[Result]:
+    """Land what changed in these tables, which share a slot; return a result for each.
+
+    Those of ``refresh`` are copied anew before. Never raises ExporterError.
+    """
+    load = _Load(definitions, console, copy, refresh)
+    error: ExporterError | None = None
+    try:
+        with_retries(load.attempt, lambda why: load.say(f"{why}; connecting again", "warning"))
+    except psycopg.Error as failed:
+        error = DatabaseError(
+            f"the slot's changes: {first_line(failed)}",
+            hint="what has landed is kept; exporter load goes on from there",
+        )
+    except ExporterError as failed:
+        error = failed
+    except KeyboardInterrupt as stop:
+        error = signals.reason(stop, "the slot's changes: interrupted")
+    load.ended(error)
+    return list(load.results.values())
+
+
+class _Load:
+    """The steps of a load, and what they have found so far."""
+
+    def __init__(
+        self,
+        definitions: Sequence[Definition],
+        console: Console,
+        copy: Copy,
+        refresh: frozenset[str],
+    ) -> None:
+        self._definitions = definitions
+        self._console = console
+        self._copy = copy
+        self._refresh = refresh
+        self._gone: frozenset[tuple[str, str]] = frozenset()
+        self._began = time.monotonic()
+        self.results = {one.key: Result(one.key) for one in definitions}
+
+    def say(self, text: str, level: str = "info", event: str = "notice", **values: object) -> None:
+        """Tell something that concerns the slot."""
+        self._console.say(text, level, key=self._definitions[0].key, event=event, **values)
+
+    def attempt(self) -> None:
+        """Do it all. Raises psycopg.Error, ExporterError, KeyboardInterrupt."""
+        while True:
+            with (
+                Sessions() as sessions,
+                sessions.pair(self._definitions[0].source.variable) as (destination, source),
+            ):
+                self._destination, self._source = destination, source
+                with stopped_in_order(source, destination):
+                    try:
+                        self._run()
+                        return
+                    except Grown as grown:  # looked at again, a table has them, or has lost them
+                        self._gone |= grown.columns
+
+    def ended(self, error: ExporterError | None) -> None:
+        """Give the error to the tables that have none of their own, and record it."""
+        for result in self.results.values():
+            result.seconds = time.monotonic() - self._began
+            if error is None or result.error is not None:
+                continue
+            result.error = error
+            with (
+                contextlib.suppress(psycopg.Error, ExporterError),
+                connect("DATABASE_URL_ANALYTICS") as destination,
+            ):
+                record_failure(destination, result)
+
+    # -- the steps
+
+    def _run(self) -> None:
+        destination, source = self._destination, self._source
+        state.create_tables(destination)
+        remembered.create_table(destination)
+        slots.refuse_unfit(source)
+        server = observe(source, State()).server
+        remembered.lock(destination, server.database)
+        slot = self._slot(server)
+        tables = [self._look(one) for one in self._definitions]  # before anything is made
+        slot, added = self._published(slot, server)
+        if slot.lsn is None:
+            slot = self._made(slot, server)
+        if added:
+            tables = [self._look(one) for one in self._definitions]
+        copied = [table for table in tables if self._is_to_copy(table)]
+        if copied:
+            followed = self._copied(copied)
+            tables = [table for table in tables if table not in copied]
+            tables += [self._look(one) for one in followed]
+        self._stream(slot, tables)
+
+    def _slot(self, server: Server) -> Slot | None:
+        """Return the slot as it was left; None where there is none, or none to go on with."""
+        known = remembered.of_source(self._destination, server.cluster, server.database)
+        if known is None:
+            return None
+        found = next(iter(slots.find(self._source, known.name)), None)
+        if known.lsn is None:  # a load was killed while it made the slot
+            why = ""
+        elif known.timeline != server.timeline:
+            why = f"is of timeline {known.timeline}, and the source is on {server.timeline}"
+        elif lsn_number(known.lsn) > (server.lsn or 0):  # what comes there now, no slot would send
+            why = "was read further than the source has WAL: it has lost commits"
+        elif found is None:
+            why = "is not at the source any more"
+        elif found.lost:
+            why = "is lost: the source has removed WAL that it held back (max_slot_wal_keep_size)"
+        elif found.confirmed and lsn_number(found.confirmed) > lsn_number(known.lsn):
+            why = "was read further by somebody else, or the destination is an older one"
+        else:
+            return known
+        if why:
+            self.say(
+                f"the slot {known.name} {why}: it is made anew, and its tables copied", "warning"
+            )
+        slots.drop(self._source, known.name)
+        remembered.forget(self._destination, known.name)
+        return None
+
+    def _look(self, definition: Definition) -> _Table:
+        """Look at a table and its state, under its lock. Raises SourceError, DriftError."""
+        destination, source = self._destination, self._source
+        state.lock(destination, definition.destination)
+        stored = state.read(destination, definition.destination)
+        result = self.results[definition.key]
+
+        def say(text: str, level: str = "warning", event: str = "notice", **values: object) -> None:
+            if level == "warning":
+                result.notices.append(text)
+            self._console.say(text, level, key=definition.key, event=event, **values)
+
+        reader = CopyReader(source, definition)
+        with reader.opened(stored, destination) as table:
+            found = keyed(definition, table)
+            attempt = Attempt(found, source, destination, result, say, lambda *_: None)
+            if definition.key not in self._refresh:
+                worth.refuse_elsewhere(attempt, stored, reader)
+            raw = raw_table.prepare(destination, found.destination, table, say)
+            oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
+            binding = Binding(reader.found, oid, reader.reading())
+            why = reader.why_copy(stored, binding, empty=empty)
+        return _Table(found, reader, stored, binding, raw, why)
+
+    def _published(self, slot: Slot | None, server: Server) -> tuple[Slot, bool]:
+        """Bring the publication to the tables; return the slot, and whether one was added.
+
+        A new slot has no position.
+        """
+        destination, sources = self._destination, [one.source for one in self._definitions]
+        if slot is None:
+            slot = Slot(slots.new_name(destination), timeline=server.timeline)
+            remembered.remember(destination, slot, server.cluster, server.database)
+        names = [str(one.destination) for one in self._definitions]
+        now = slots.publication(self._source, slot.name)
+        unsent = slots.unsent(now, sources)
+        # Before they are sent: what was not, they have missed.
+        remembered.leave(destination, slot.name, names)
+        for one in self._definitions:
+            if one.source in unsent:
+                remembered.leave_one(destination, one.destination)
+        slots.publish(self._source, slot.name, now, sources, self.say)
+        return slot, bool(unsent)
+
+    def _made(self, slot: Slot, server: Server) -> Slot:
+        try:
+            lsn = slots.make(self._source, slot.name, self.say)
+        except ExporterError:
+            slots.drop(self._source, slot.name)
+            remembered.forget(self._destination, slot.name)
+            raise
+        slot = slot._replace(lsn=lsn)
+        remembered.remember(self._destination, slot, server.cluster, server.database)
+        self.say(
+            f"made the slot and the publication {slot.name} at the source: it keeps WAL until it"
+            " is read; exporter slots shows how much",
+            "warning",
+        )
+        return slot
+
+    def _is_to_copy(self, table: _Table) -> bool:
+        return bool(table.why_copy) or (
+            table.definition.key in self._refresh and not self.results[table.definition.key].run_id
+        )
+
+    def _copied(self, tables: Sequence[_Table]) -> list[Definition]:
+        """Copy these tables; return those that have their copy."""
+        slots.await_writers(self._source, self.say)
+        for table in tables:
+            target = table.definition.destination
+            # A copy that fails leaves a table that has missed changes.
+            remembered.leave_one(self._destination, target)
+            state.unlock(self._destination, target)
+        originals = {one.key: one for one in self._definitions}
+        done = []
+        for refresh in (True, False):
+            chosen = [
+                originals[table.definition.key]
+                for table in tables
+                if (table.definition.key in self._refresh) is refresh
+            ]
+            for result in self._copy(chosen, refresh) if chosen else ():
+                self.results[result.key] = result
+                if isinstance(result.error, StoppedError):
+                    raise result.error
+                if result.error is None:
+                    done.append(originals[result.key])
+        return done
+
+    def _stream(self, slot: Slot, tables: Sequence[_Table]) -> None:
+        """Land the changes of these tables up to the end of the WAL. Raises Grown."""
+        assert slot.lsn is not None
+        begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
+        landing = _Landing(self._destination, slot, tables, self.results)
+        gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
+        session = connect(self._source.variable, replication=True)
+        with contextlib.closing(session):
+            stream = replication.Slot(session, slot.name, slot.name, begin)
+            following = replication.Following(stream, gatherer.chunks)
+            try:
+                chunks = iter(following)
+                for chunk in chunks:
+                    stream.confirm(landing.land(chunk, chunks))
+                    del chunk
+            finally:
+                following.stop(session)
+
+
+class _Landing:
+    """Lands chunks, each source transaction whole, and stores the positions."""
+
+    def __init__(
+        self,
+        destination: Connection,
+        slot: Slot,
+        tables: Sequence[_Table],
+        results: dict[str, Result],
+    ) -> None:
+        self._destination = destination
+        self._slot = slot
+        self._tables = {table.definition.key: table for table in tables}
+        self._results = results
+        self._number = 0
+        stamps = [slot.exported_at, *(table.stored.exported_at for table in tables)]
+        self._stamp = state.stamp_after(destination, [one for one in stamps if one])
+        self._stamps = {key: one.stored.exported_at for key, one in self._tables.items()}
+        self._rows = {key: one.stored.cursor is not None for key, one in self._tables.items()}
+        self._staging = {
+            key: ChangesStaging(destination, table.raw, number)
+            for number, (key, table) in enumerate(self._tables.items())
+        }
+
+    def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
+        """Land a chunk, and those after it up to the next commit; return the position."""
+        destination = self._destination
+        before = {key: replace(self._results[key].totals) for key in self._tables}
+        stamp = state.later(self._stamp, self._number)
+        changed: set[str] = set()
+        try:
+            with destination.transaction():
+                # What the source forgets must not be lost with a crash here.
+                destination.execute("set local synchronous_commit = on")
+                while True:
+                    self._apply(chunk, stamp, changed)
+                    if chunk.position is not None:
+                        break
+                    chunk = next(following)
+                self._store(chunk, stamp, changed)
+        except BaseException:
+            for key, totals in before.items():
+                self._results[key].totals = totals
+            raise
+        self._number += 1
+        return chunk.position
+
+    def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
+        for key, changes in chunk.changes.items():
+            stored = self._tables[key].stored.slot
+            settling = stored is not None and stored.snapshot is not None
+            landed = self._staging[key].land(changes, stamp, settling=settling)
+            totals = self._results[key].totals
+            if key not in changed:
+                totals.batches += 1
+            changed.add(key)
+            totals.rows_read += landed.read
+            totals.rows_written += landed.written
+            totals.rows_deleted += landed.deleted
+            totals.bytes += landed.size
+            self._rows[key] = self._rows[key] or landed.read > 0
+
+    def _store(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
+        assert chunk.position is not None
+        destination, lsn = self._destination, lsn_text(chunk.position)
+        remembered.reached(destination, self._slot.name, lsn, stamp if changed else None)
+        self._stamps.update(dict.fromkeys(changed, stamp))
+        for key, table in self._tables.items():
+            if key not in changed and not chunk.last:
+                continue
+            result, target = self._results[key], table.raw.target
+            stored = table.stored._replace(exported_at=self._stamps[key])
+            result.cursor = Position(lsn)
+            if chunk.last:
+                rows = self._rows[key]
+                if rows and result.totals.rows_deleted:
+                    rows = not raw_table.oid_and_emptiness(destination, target)[1]
+                now = table.reader.followed(stored, lsn, rows=rows)
+                stored = now._replace(binding=table.binding)
+            state.write(destination, target, stored)
+            record(destination, result, "ok" if chunk.last else "running")

@@ -1,0 +1,216 @@
+"""Changes of rows into the raw table: staged as texts, cast by SQL, each row once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+from psycopg import sql
+
+from exporter.errors import DriftError, RowError
+from exporter.raw import statements
+from exporter.raw.landing import BY_INDEX
+from exporter.raw.table import DELETED, STAMP, RawTable
+from exporter.source.changes import Changes
+from exporter.wire import Block, Connection, find_operators, pour
+
+_COMMA = sql.SQL(", ")
+_AND = sql.SQL(" and ")
+_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER = b"\xff\xff"
+_BLOCK = 256 * 1024  # bytes
+
+
+class Landed:
+    """How many rows of raw were written, and how many removed or marked."""
+
+    def __init__(self) -> None:
+        self.read = self.written = self.deleted = self.size = 0
+
+
+class ChangesStaging:
+    """A temporary table for the changes of one raw table. Its rows go with each transaction.
+
+    ``settling``: changes may be older than the copy of the table, which may lack their rows.
+    """
+
+    def __init__(self, destination: Connection, raw: RawTable, number: int) -> None:
+        self._destination = destination
+        self._raw = raw
+        self._name = sql.Identifier(f"_exporter_changes_{number}")
+        self._made = False
+        at = {column.name: place for place, column in enumerate(raw.columns)}
+        self._keys = [(name, at[name]) for name in raw.target.conflict_columns]
+        narrow = ", ".join(raw.narrow)
+        if narrow or raw.on_citus:
+            why = f"its {narrow} is narrower than the source's" if narrow else "it is on Citus"
+            raise DriftError(
+                f"{raw.target.key}: {raw.target} cannot take changes: {why}",
+                hint="widen it; or exporter.source.read: scan",
+            )
+
+    def land(self, changes: Changes, stamp: str, *, settling: bool) -> Landed:
+        """Land changes in the running transaction. Raises RowError, DriftError."""
+        landed = Landed()
+        destination = self._destination
+        if not self._made:
+            self._make()
+        destination.execute(sql.SQL("truncate {}").format(self._name))
+        if changes.emptied:
+            landed.deleted += destination.execute(self._emptied(stamp)).rowcount
+        if not changes.rows:
+            return landed
+        names = [*self._own, *self._columns]
+        copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
+            self._name, _COMMA.join(names)
+        )
+        _, landed.size = pour(destination, copy, _blocks(changes))
+        destination.execute(BY_INDEX)
+        try:
+            if changes.patches:
+                self._complete(settling=settling)
+            removed = destination.execute(self._removed(stamp)).rowcount
+            landed.written = destination.execute(self._written(stamp)).rowcount
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            column = f", column {error.diag.column_name}" if error.diag.column_name else ""
+            raise RowError(
+                f"{self._raw.target.key}: a change{column} is refused: {_message(error)}",
+                hint="correct the table at the destination, then run exporter load again: it goes"
+                " on before these changes",
+            ) from None
+        landed.deleted += removed
+        landed.read = len(changes.rows) - changes.removals
+        return landed
+
+    # -- the statements
+
+    @property
+    def _own(self) -> list[sql.Identifier]:
+        under = [sql.Identifier(f"_under_{place}") for place in range(len(self._keys))]
+        return [sql.Identifier("_op"), sql.Identifier("_kept"), *under]
+
+    @property
+    def _columns(self) -> list[sql.Identifier]:
+        return [sql.Identifier(f"_{place}") for place in range(len(self._raw.columns))]
+
+    def _make(self) -> None:
+        raw = self._raw
+        kinds = [column.raw_type for column in raw.columns if column.name in dict(self._keys)]
+        find_operators(self._destination, kinds)
+        columns = [sql.SQL("{} text").format(name) for name in (*self._own, *self._columns)]
+        self._destination.execute(
+            sql.SQL("create temp table {} ({}) on commit delete rows").format(
+                self._name, _COMMA.join(columns)
+            )
+        )
+        self._made = True
+
+    def _typed(self, place: int) -> sql.Composable:
+        """Return a staged value in its type."""
+        kind = self._raw.columns[place].raw_type
+        return sql.SQL("s.{}::{}").format(sql.Identifier(f"_{place}"), sql.SQL(kind))
+
+    def _same_key(self, row: str) -> sql.Composable:
+        return _AND.join(
+            sql.SQL("{}.{} = {}").format(sql.SQL(row), sql.Identifier(name), self._typed(place))
+            for name, place in self._keys
+        )
+
+    def _emptied(self, stamp: str) -> sql.Composed:
+        return statements.mark_or_delete(self._raw, sql.SQL("true"), stamp)
+
+    def _removed(self, stamp: str) -> sql.Composed:
+        raw = self._raw
+        removed = sql.SQL("s._op = 'd' and {}").format(self._same_key("r"))
+        if raw.target.deletes != "mark":
+            return sql.SQL("delete from {} r using {} s where {}").format(
+                raw.name, self._name, removed
+            )
+        marks = [DELETED, *([STAMP] if raw.stamped else [])]
+        return sql.SQL("update {} r set {} from {} s where {} and r.{} is null").format(
+            raw.name,
+            _COMMA.join(
+                sql.SQL("{} = {}::timestamptz").format(sql.Identifier(name), sql.Literal(stamp))
+                for name in marks
+            ),
+            self._name,
+            removed,
+            sql.Identifier(DELETED),
+        )
+
+    def _written(self, stamp: str) -> sql.Composed:
+        typed = [
+            sql.SQL("{} as {}").format(self._typed(place), sql.Identifier(column.name))
+            for place, column in enumerate(self._raw.columns)
+        ]
+        rows = sql.SQL("(select {} from {} s where s._op = 'u') s").format(
+            _COMMA.join(typed), self._name
+        )
+        return statements.changed(self._raw, stamp, rows)
+
+    def _complete(self, *, settling: bool) -> None:
+        """Take from raw what staged rows keep of it. Raises DriftError where it has no such row."""
+        raw = self._raw
+        taken = [
+            sql.SQL(
+                "{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::text else s.{0} end"
+            ).format(
+                sql.Identifier(f"_{place}"),
+                sql.Literal(place + 1),
+                sql.Identifier(column.name),
+            )
+            for place, column in enumerate(raw.columns)
+        ]
+        under = _AND.join(
+            sql.SQL("r.{} = s.{}::{}").format(
+                sql.Identifier(name),
+                sql.Identifier(f"_under_{number}"),
+                sql.SQL(raw.columns[place].raw_type),
+            )
+            for number, (name, place) in enumerate(self._keys)
+        )
+        execute = self._destination.execute
+        execute(
+            sql.SQL(
+                "update {} s set _op = 'u', {} from {} r where s._op in ('p', 'i') and {}"
+            ).format(self._name, _COMMA.join(taken), raw.name, under)
+        )
+        # The rest of the columns is newer than the row.
+        execute(sql.SQL("update {} set _op = 'u' where _op = 'i'").format(self._name))
+        if settling:  # the copy was made later, when the row was gone: its removal follows
+            execute(sql.SQL("delete from {} where _op = 'p'").format(self._name))
+            return
+        key = _COMMA.join(
+            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
+            for name, place in self._keys
+        )
+        row = execute(
+            sql.SQL("select concat_ws(', ', {}) from {} s where _op = 'p' limit 1").format(
+                key, self._name
+            )
+        ).fetchone()
+        if row:
+            raise DriftError(
+                f"{raw.target.key}: raw lacks row {row[0]}, of which a part has changed at the"
+                " source: somebody has removed it there",
+                hint=f"exporter load {raw.target.key} --full-refresh",
+            )
+
+
+def _blocks(changes: Changes) -> Iterator[Block]:
+    """Yield the staged rows in COPY's binary format, and forget them."""
+    yield Block(_HEADER, 0, b"")
+    rows: list[bytes] = []
+    size = 0
+    for row in changes.rows.values():
+        rows.append(row)
+        size += len(row)
+        if size >= _BLOCK:
+            yield Block(b"".join(rows), len(rows), b"")
+            rows, size = [], 0
+    yield Block(b"".join([*rows, _TRAILER]), len(rows), b"")
+
+
+def _message(error: psycopg.Error) -> str:
+    """Return PostgreSQL's message without the value that it quotes."""
+    return (error.diag.message_primary or "refused").partition(': "')[0]

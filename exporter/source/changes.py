@@ -1,0 +1,300 @@
+"""Changes of a slot, folded by key into chunks that end at commits.
+
+Of several changes of a row within a chunk the last one counts. A chunk is bounded in memory: a
+source transaction that is larger comes in several, of which only the last one has a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from exporter.errors import SourceError
+from exporter.source import pgoutput
+from exporter.source.pgoutput import NULL, Fields, Relation
+
+CHUNK = 4 * 1024 * 1024  # bytes; one lands, one waits, one is gathered
+_STEP = 64 * 1024 * 1024  # bytes of WAL after which a position is worth to be stored, without rows
+UPSERT, PATCH, PRESENT, REMOVE = b"u", b"p", b"i", b"d"
+
+
+class Snapshot(NamedTuple):
+    """What was visible when a table was copied, as ``pg_current_snapshot()`` tells it."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def of_text(cls, text: str) -> Snapshot:
+        """Return the snapshot that PostgreSQL spells so."""
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(map(int, filter(None, running.split(",")))))
+
+    def shows(self, xid: int) -> bool:
+        """Tell whether a top-level transaction, of which 32 bits are known, is visible."""
+        whole = self.xmax + (xid - self.xmax + 2**31) % 2**32 - 2**31
+        return whole < self.xmax and whole not in self.running
+
+
+class Member(NamedTuple):
+    """A table whose changes land. ``columns`` are raw's; None stands for one the source lost.
+
+    ``known`` are all columns that the source has now. Changes that the ``snapshot`` shows are in
+    raw already.
+    """
+
+    key: str
+    oid: int
+    columns: tuple[str | None, ...]
+    keys: tuple[str, ...]
+    known: frozenset[str]
+    snapshot: Snapshot | None = None
+
+
+class Grown(Exception):  # noqa: N818  no error: the load looks at the table again
+    """The changes have columns that the table did not have when it was looked at."""
+
+    def __init__(self, columns: frozenset[tuple[str, str]]) -> None:
+        super().__init__(columns)
+        self.columns = columns
+
+
+class Changes:
+    """What has become of a table's rows: one row to stage for each key, in COPY's binary format.
+
+    A staged row has what is to be done, the columns that stay as they are in raw as a text of 0
+    and 1, the key under which raw has those, and raw's columns.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.emptied = False  # before these rows
+        self.patches = False  # some rows are to be completed from raw
+
+    @property
+    def removals(self) -> int:
+        """How many of the rows are gone."""
+        return sum(row[6:7] == REMOVE for row in self.rows.values())
+
+
+class Chunk(NamedTuple):
+    """Changes by their definition's key. Without a ``position`` it ends amid a transaction."""
+
+    changes: dict[str, Changes]
+    position: int | None
+    last: bool
+
+
+class _Layout:
+    """How the rows of one description become staged rows."""
+
+    def __init__(self, member: Member, relation: Relation) -> None:
+        at = {name: place for place, name in enumerate(relation.columns)}
+        missing = [name for name in member.keys if name not in at]
+        if missing:
+            raise SourceError(
+                f"{member.key}: the changes lack {', '.join(missing)}, a column of the key",
+                hint=f"exporter load {member.key} --full-refresh",
+            )
+        self.member = member
+        self.oid = member.oid
+        self.snapshot = member.snapshot
+        self.key_places = [at[name] for name in member.keys]
+        self.places = [None if name is None else at.get(name, -1) for name in member.columns]
+        self.lacks = -1 in self.places  # columns that are newer than these changes
+        self.plain = self.places == list(range(len(relation.columns)))
+        count = len(member.keys)
+        self._head = (2 + count + len(self.places)).to_bytes(2, "big")
+        self._no_key = NULL * count
+        self.upsert = self._head + b"\0\0\0\1" + UPSERT + NULL + self._no_key
+        # where the key's columns are in a staged row
+        self._staged_keys = {member.columns.index(name): at[name] for name in member.keys}
+
+    def key(self, fields: Fields) -> bytes:
+        """Return what tells the row apart."""
+        return b"".join([fields[place] or NULL for place in self.key_places])
+
+    def chosen(self, fields: Fields) -> Fields:
+        """Return raw's columns of a row; None for those that are not known here."""
+        if self.plain:
+            return fields
+        return [
+            NULL if place is None else None if place < 0 else fields[place] for place in self.places
+        ]
+
+    def staged(self, op: bytes, fields: Sequence[bytes | None], under: bytes) -> bytes:
+        """Return a row that is to be completed with what raw has ``under`` a key."""
+        kept = "".join("1" if field is None else "0" for field in fields).encode()
+        row = b"".join([NULL if field is None else field for field in fields])
+        size = len(kept).to_bytes(4, "big")
+        return self._head + b"\0\0\0\1" + op + size + kept + under + row
+
+    def removal(self, fields: Fields) -> bytes:
+        """Return the row that removes this one."""
+        row = [NULL] * len(self.places)
+        for staged, place in self._staged_keys.items():
+            row[staged] = fields[place] or NULL
+        return self._head + b"\0\0\0\1" + REMOVE + NULL + self._no_key + b"".join(row)
+
+    def parsed(self, row: bytes) -> tuple[bytes, Fields, bytes]:
+        """Return what a staged row does, its columns, and the key under which raw has the rest."""
+        fields: list[bytes] = []
+        place = 2
+        while place < len(row):
+            size = row[place : place + 4]
+            end = place + 4 + (0 if size == NULL else int.from_bytes(size, "big"))
+            fields.append(row[place:end])
+            place = end
+        count = len(self.key_places)
+        op, kept, under, values = (
+            fields[0][4:],
+            fields[1][4:],
+            fields[2 : 2 + count],
+            fields[2 + count :],
+        )
+        found: Fields = [*values]
+        for number, mark in enumerate(kept):
+            if mark == ord("1"):
+                found[number] = None
+        return op, found, b"".join(under)
+
+
+class Gatherer:
+    """Turns a slot's messages into chunks, up to the position ``end``."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        begin: int,
+        end: int,
+        gone: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:
+        """``gone`` are columns, by the table's key, that the changes may have and no table has."""
+        self._gone = gone
+        self._members: Mapping[int, Member] = {member.oid: member for member in members}
+        self._end = end
+        self._stored = begin
+        self._layouts: dict[int, _Layout | None] = {}
+        self._changes: dict[str, Changes] = {}
+        self._size = 0
+        self._xid = 0
+
+    def chunks(self, messages: Iterator[bytes | int]) -> Iterator[Chunk]:
+        """Yield chunks, the last one with a position at or behind the end. Raises SourceError."""
+        position, within = self._stored, False
+        for message in messages:
+            if isinstance(message, int):
+                if within:
+                    continue
+                position = max(position, message)
+                if position >= self._end:
+                    yield self._cut(position, last=True)
+                    return
+                if position - self._stored >= _STEP:
+                    self._stored = position
+                    yield self._cut(position)
+                continue
+            kind = message[0]
+            if kind == pgoutput.BEGIN:
+                self._xid, within = pgoutput.begun(message), True
+            elif kind == pgoutput.COMMIT:
+                within, position = False, max(position, pgoutput.committed(message))
+                if position >= self._end:
+                    yield self._cut(position, last=True)
+                    return
+                if self._size >= CHUNK:
+                    self._stored = position
+                    yield self._cut(position)
+            else:
+                self._take(kind, message)
+                if self._size >= CHUNK + CHUNK // 4:  # most transactions end before
+                    yield self._cut(None)
+
+    def _cut(self, position: int | None, *, last: bool = False) -> Chunk:
+        changes, self._changes, self._size = self._changes, {}, 0
+        return Chunk(changes, position, last)
+
+    def _take(self, kind: int, message: bytes) -> None:
+        if kind == pgoutput.RELATION:
+            found = pgoutput.relation(message)
+            member = self._members.get(found.oid)
+            if member:
+                names = frozenset((member.key, name) for name in {*found.columns} - member.known)
+                if names - self._gone:
+                    raise Grown(names)
+            self._layouts[found.oid] = _Layout(member, found) if member else None
+        elif kind == pgoutput.TRUNCATE:
+            for oid in pgoutput.truncated(message):
+                layout = self._layouts.get(oid)
+                if layout and not self._copied(layout):
+                    self._empty(layout)
+        elif kind in (pgoutput.INSERT, pgoutput.UPDATE, pgoutput.DELETE):
+            layout = self._layouts[pgoutput.oid_of(message)]
+            if layout and not self._copied(layout):
+                changes = self._of(layout)
+                self._size += len(message) + 100  # Python's own
+                if kind == pgoutput.INSERT:
+                    self._insert(layout, changes, pgoutput.inserted(message))
+                elif kind == pgoutput.UPDATE:
+                    self._update(layout, changes, *pgoutput.updated(message))
+                else:
+                    old = pgoutput.deleted(message)
+                    changes.rows[layout.key(old)] = layout.removal(old)
+
+    def _copied(self, layout: _Layout) -> bool:
+        return layout.snapshot is not None and layout.snapshot.shows(self._xid)
+
+    def _of(self, layout: _Layout) -> Changes:
+        found = self._changes.get(layout.member.key)
+        if found is None:
+            found = self._changes[layout.member.key] = Changes()
+        return found
+
+    def _empty(self, layout: _Layout) -> None:
+        self._changes[layout.member.key] = Changes()
+        self._changes[layout.member.key].emptied = True
+
+    def _insert(self, layout: _Layout, changes: Changes, row: Fields) -> None:
+        key, chosen = layout.key(row), layout.chosen(row)
+        if not layout.lacks:
+            changes.rows[key] = layout.upsert + b"".join(chosen)  # type: ignore[arg-type]
+            return
+        # Copied after this change, raw may have the row with the columns that these changes lack.
+        if key in changes.rows or changes.emptied:
+            changes.rows[key] = layout.upsert + b"".join([field or NULL for field in chosen])
+        else:
+            changes.rows[key] = layout.staged(PRESENT, chosen, key)
+            changes.patches = True
+
+    def _update(self, layout: _Layout, changes: Changes, old: Fields | None, row: Fields) -> None:
+        if old is not None:  # a key that is stored apart comes with the old row alone
+            for place in layout.key_places:
+                row[place] = old[place] if row[place] is None else row[place]
+        key = layout.key(row)
+        before = key if old is None else layout.key(old)
+        chosen = layout.chosen(row)
+        rows = changes.rows
+        if None not in chosen:
+            if before != key:
+                rows[before] = layout.removal(old)  # type: ignore[arg-type]
+            rows[key] = layout.upsert + b"".join(chosen)  # type: ignore[arg-type]
+            return
+        earlier = rows.get(before)
+        op, under = PATCH, before
+        if earlier is not None:
+            done, values, was_under = layout.parsed(earlier)
+            if done == REMOVE:
+                raise SourceError(f"{layout.member.key}: the slot updates a row that it removed")
+            chosen = [
+                mine if mine is not None else theirs
+                for mine, theirs in zip(chosen, values, strict=True)
+            ]
+            op, under = done, was_under
+        if before != key:
+            rows[before] = layout.removal(old)  # type: ignore[arg-type]
+        if None in chosen:
+            rows[key] = layout.staged(op, chosen, under)
+            changes.patches = True
+        else:
+            rows[key] = layout.upsert + b"".join(chosen)  # type: ignore[arg-type]

@@ -1,0 +1,243 @@
+"""The copy that a table needs before its changes can be applied, and whether it needs one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from exporter.config import Definition
+from exporter.errors import SourceError, UsageError
+from exporter.source import slots
+from exporter.source.blocks import select
+from exporter.source.catalog import Column, Table
+from exporter.source.changes import Member, Snapshot
+from exporter.source.reader import Lands, Plan, Target, Wanted
+from exporter.source.scan import ScanReader
+from exporter.source.snapshot import TRUE
+from exporter.state import Binding, Copied, Judgement, Position, State, Worth, judge
+from exporter.state import slots as remembered
+from exporter.state.slots import Slot
+from exporter.wire import Connection
+from exporter.wire.replication import lsn_number
+
+
+class CopyReader(ScanReader):
+    """Copies a table whose changes are to follow, once: a table that has its copy is left alone.
+
+    The position that it leaves names the slot, and the snapshot: what is in it is not applied
+    again. A copy is made anew where the table was written anew, or got or lost a partition: that
+    sends no changes.
+    """
+
+    way = "changes"
+
+    def __init__(self, source: Connection, definition: Definition) -> None:
+        super().__init__(source, definition)
+        self._slot: Slot | None = None
+
+    @contextlib.contextmanager
+    def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
+        """See ``Reader``."""
+        with super().opened(stored, destination) as table:
+            refuse_unfit(self._source, self._definition, self.table)
+            if destination is not None and remembered.exist(destination):
+                self._slot = remembered.of(destination, self.found)
+            row = self._source.execute("select pg_current_snapshot()::text").fetchone()
+            assert row is not None
+            self._seen = str(row[0])
+            yield table
+
+    def doubt(self, stored: State) -> Judgement:
+        """See ``Reader``."""
+        reason = self._why(stored)
+        return Judgement(Worth.REREAD, reason) if reason else Judgement(Worth.ONWARD)
+
+    def why_copy(self, stored: State, now: Binding, *, empty: bool) -> str:
+        """Return why the table has to be copied before its changes are applied; "" if it has not.
+
+        ``now`` is what a position would be bound to.
+        """
+        if stored.slot is None or stored.slot.until is None or stored.binding is None:
+            return "its rows are copied, then its changes follow"
+        judgement = judge(stored.binding, now, raw_is_empty=empty and stored.cursor is not None)
+        if judgement.worth is not Worth.ONWARD:
+            return judgement.reason
+        return self._why(stored)
+
+    def _why(self, stored: State) -> str:
+        slot = stored.slot
+        if slot is None:
+            return ""
+        if self._slot is None or slot.name != self._slot.name:
+            return f"the slot {slot.name} is gone: everything is read once, and compared with raw"
+        if self._is_another(slot.files):
+            name = f"{self._declared.schema}.{self._declared.table}"
+            return (
+                f"{name} was written anew, or has other partitions, which sends no changes:"
+                " everything is read once, and compared with raw"
+            )
+        return ""
+
+    def plan(
+        self, stored: State, target: Target, wanted: Wanted, *, empty: bool, shared: bool = False
+    ) -> Plan:
+        """See ``Reader``."""
+        if wanted.span:
+            raise UsageError(
+                f"{self._definition.where}: {self._key} is read by its changes, and has no cursor"
+                " for --since and --until",
+            )
+        if not target.keyed:
+            keys = ", ".join(self._definition.destination.conflict_columns)
+            raise SourceError(
+                f"{self._declared.where}: changes need a key that is unique at the source and never"
+                f" NULL, and {keys} has no unique index there, or may be NULL",
+                hint="exporter.conflict_columns: the columns of the primary key",
+            )
+        self._empty = empty
+        self._current = stored
+        plan = Plan(
+            path="changes",
+            stream=self._stream(target),
+            order=(),
+            begin=stored,
+            horizon=self.horizon,
+        )
+        if self._follows(stored) and not wanted.full_refresh:
+            self._finish = lambda: stored
+            return plan
+        if self._slot is None:
+            raise SourceError(
+                f"{self._key}: there is no slot yet that keeps the changes during the copy",
+                hint=f"exporter load {self._key} makes it",
+            )
+        same = not empty and self._goes_on(stored)
+        fresh = Copied(self._slot.name, self._seen, None, self._files())
+        self._moment = self._moment._replace(slot=stored.slot if same else fresh)
+        if self._is_first(stored, target, wanted, empty=empty):
+            return self._first(plan, target, self._snapshot.since, empty=empty)
+        self._finish = lambda: self._complete(stored)
+        query = select(self.table, plan.stream[:-1], TRUE)
+        return plan._replace(
+            path="full refresh", query=query, lands=Lands.WHOLE, rows=self.table.rows
+        )
+
+    def _follows(self, stored: State) -> bool:
+        bound = stored.binding
+        if bound is None:
+            return False
+        now = Binding(self.found, bound.raw, self.reading())
+        return not self.why_copy(stored, now, empty=False)
+
+    def _goes_on(self, stored: State) -> bool:
+        """Whether an unfinished copy of this very table has the slot of now behind it."""
+        slot, files = stored.slot, self._files()
+        return (
+            stored.is_first
+            and slot is not None
+            and self._slot is not None
+            and (slot.name, slot.files) == (self._slot.name, files)
+            and stored.file == self.table.file
+            and self._snapshot.since is not None
+        )
+
+    def _is_first(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> bool:
+        if stored.is_first and not empty and not self._goes_on(stored):
+            return False
+        return super()._is_first(stored, target, wanted, empty=empty)
+
+    def followed(self, stored: State, lsn: str, *, rows: bool) -> State:
+        """Return the position when all changes before this one in the WAL have landed."""
+        assert stored.slot is not None
+        slot, until = stored.slot, stored.slot.until or "0/0"
+        slot = slot._replace(files=self._files())
+        if lsn_number(lsn) >= lsn_number(until):  # no change can be in the copy any more
+            slot = slot._replace(snapshot=None)
+        cursor = Position(lsn) if rows else None
+        return self._moment._replace(cursor=cursor, slot=slot, exported_at=stored.exported_at)
+
+    def member(self, stored: State, columns: Sequence[Column]) -> Member:
+        """Return what the changes of the table are gathered by, for raw's columns."""
+        assert stored.slot is not None  # else it would be copied first
+        keys = self._definition.destination.conflict_columns
+        names = [None if one.expression == "null" else one.name for one in columns]
+        text = stored.slot.snapshot
+        return Member(
+            self._key,
+            self.table.oid,
+            tuple(names),
+            keys,
+            frozenset(column.name for column in self.table.columns),
+            Snapshot.of_text(text) if text else None,
+        )
+
+    def adopted(self, stored: State) -> State:
+        """See ``Reader``. A slot is not moved: the table is copied again."""
+        return stored._replace(slot=None, snapshot_xmin=None, source=None)
+
+    def _complete(self, current: State) -> State:
+        row = self._source.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+        slot = self._moment.slot
+        assert row is not None
+        assert slot is not None
+        rows = not self._empty or self._any_row()
+        return self._moment._replace(
+            cursor=Position(row[0]) if rows else None, slot=slot._replace(until=row[0])
+        )
+
+    def _reached(self, last: bytes) -> State:
+        return self._current
+
+    def _is_another(self, before: dict[str, str]) -> bool:
+        """Whether a heap was written anew, is gone, or has come with rows."""
+        now = self._files()
+        if any(now.get(oid) != file for oid, file in before.items()):
+            return True
+        return any(
+            self._has_rows(heap.identifier, TRUE)
+            for heap in self.table.heaps
+            if str(heap.oid) not in before
+        )
+
+    def _files(self) -> dict[str, str]:
+        return {str(heap.oid): heap.file for heap in self.table.heaps}
+
+
+def refuse_unfit(source: Connection, definition: Definition, table: Table) -> None:
+    """Raise SourceError for a table that cannot be published, or whose rows lose their key."""
+    declared = definition.source
+    name, where = f"{declared.schema}.{declared.table}", declared.where
+    if table.kind not in ("r", "p") or (table.kind == "r" and table.partitions):
+        raise SourceError(
+            f"{where}: {name} is no plain or partitioned table: it has no changes of its own",
+            hint="exporter.source.read: scan",
+        )
+    computed = [
+        one
+        for (one,) in source.execute(
+            "select attname from pg_attribute where attrelid = %s and attgenerated <> ''"
+            " and not attisdropped",
+            (table.oid,),
+        )
+        if declared.lands(one)
+    ]
+    if computed:
+        raise SourceError(
+            f"{where}: {name} computes {', '.join(computed)}, which changes do not have",
+            hint=f"exporter.source.exclude: [{', '.join(computed)}]",
+        )
+    keys = frozenset(definition.destination.conflict_columns)
+    for one in slots.identities(source, [heap.oid for heap in table.heaps] or [table.oid]):
+        if not one.logged:
+            raise SourceError(
+                f"{where}: {one.name} is unlogged: it has no changes",
+                hint=f"alter table {one.name} set logged",
+            )
+        if one.kind != "f" and not keys <= one.columns:
+            raise SourceError(
+                f"{where}: the replica identity of {one.name} does not have"
+                f" {', '.join(sorted(keys - one.columns))}: which row a change is of could not"
+                " be told",
+                hint=f"alter table {one.name} replica identity using index <a unique index on"
+                f" {', '.join(sorted(keys))}>; or replica identity full",
+            )

@@ -1,0 +1,108 @@
+"""The messages of PostgreSQL's plugin ``pgoutput``, protocol 1, taken apart.
+
+A field stays what it was on the wire, its length and its text: in COPY's binary format a field of
+type ``text`` looks the same. So nothing is escaped or parsed here, and SQL casts it.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NamedTuple
+
+BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
+NULL = b"\xff\xff\xff\xff"
+Fields = list[bytes | None]  # None: a value that is stored apart, and has not changed
+
+_NEW, _OLD, _TEXT, _NULL = b"NOtn"
+_length = Struct(">I").unpack_from
+_begin = Struct(">QQI").unpack_from
+_commit = Struct(">BQQ").unpack_from
+_OF_COLUMN = 8  # bytes: the type and its modifier
+
+
+class Relation(NamedTuple):
+    """A table as the changes that follow have it."""
+
+    oid: int
+    schema: str
+    name: str
+    identity: str  # pg_class.relreplident
+    columns: tuple[str, ...]
+
+
+def begun(message: bytes) -> int:
+    """Return the transaction's id, the lower 32 bits of it."""
+    return int(_begin(message, 1)[2])
+
+
+def committed(message: bytes) -> int:
+    """Return the position behind the commit."""
+    return int(_commit(message, 1)[2])
+
+
+def oid_of(message: bytes) -> int:
+    """Return the table of an insert, update, delete or description."""
+    return int(_length(message, 1)[0])
+
+
+def relation(message: bytes) -> Relation:
+    """Return the description of a table."""
+    schema, end = _text(message, 5)
+    name, end = _text(message, end)
+    identity = chr(message[end])
+    count = int.from_bytes(message[end + 1 : end + 3], "big")
+    place, columns = end + 3, []
+    for _ in range(count):
+        column, place = _text(message, place + 1)
+        columns.append(column)
+        place += _OF_COLUMN
+    # pg_catalog's name is sent as an empty one
+    return Relation(oid_of(message), schema or "pg_catalog", name, identity, tuple(columns))
+
+
+def _text(message: bytes, place: int) -> tuple[str, int]:
+    end = message.index(b"\0", place)
+    return message[place:end].decode(), end + 1
+
+
+def truncated(message: bytes) -> list[int]:
+    """Return the tables that were emptied."""
+    count = _length(message, 1)[0]
+    return [int(_length(message, 6 + 4 * number)[0]) for number in range(count)]
+
+
+def inserted(message: bytes) -> Fields:
+    """Return the new row."""
+    return _fields(message, 6)[0]
+
+
+def deleted(message: bytes) -> Fields:
+    """Return the old row, or its identity with NULL for the other columns."""
+    return _fields(message, 6)[0]
+
+
+def updated(message: bytes) -> tuple[Fields | None, Fields]:
+    """Return the old row, or its identity where that has changed; and the new row."""
+    if message[5] == _NEW:
+        return None, _fields(message, 6)[0]
+    old, place = _fields(message, 6)
+    new = _fields(message, place + 1)[0]
+    if message[5] == _OLD and None in new:  # the old row is whole: it has what did not change
+        new = [theirs if mine is None else mine for mine, theirs in zip(new, old, strict=True)]
+    return old, new
+
+
+def _fields(message: bytes, place: int) -> tuple[Fields, int]:
+    fields: Fields = []
+    count = message[place] << 8 | message[place + 1]
+    place += 2
+    for _ in range(count):
+        kind = message[place]
+        place += 1
+        if kind == _TEXT:
+            end = place + 4 + _length(message, place)[0]
+            fields.append(message[place:end])
+            place = end
+        else:
+            fields.append(NULL if kind == _NULL else None)
+    return fields, place

@@ -20,7 +20,7 @@ from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
 from exporter.source import Plan, Table, Wanted, keyed, reader_of
-from exporter.source.catalog import planned_rows
+from exporter.source.lookup import planned_rows
 from exporter.state import Binding, Position, Result, State, Worth
 from exporter.terminal import Console
 from exporter.wire import connect, first_line

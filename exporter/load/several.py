@@ -11,7 +11,7 @@ from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load import way
 from exporter.load.threads import Team
-from exporter.source.catalog import blocks_of
+from exporter.source.lookup import blocks_of
 from exporter.state import Result
 from exporter.terminal import Console
 from exporter.wire import connect

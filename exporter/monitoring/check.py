@@ -25,8 +25,9 @@ from exporter.monitoring import grants
 from exporter.monitoring.slots import found_slots
 from exporter.raw import fit
 from exporter.source import NEW, Table, describe, find_table, keyed, megabytes, slots
-from exporter.source.catalog import indexes, quoted, refuse_hidden
+from exporter.source.catalog import refuse_hidden
 from exporter.source.copied import refuse_unfit
+from exporter.source.lookup import indexes, quoted
 from exporter.terminal import text
 from exporter.wire import Connection, connect, first_line
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from exporter.config import Definition
-from exporter.source.catalog import quoted
+from exporter.source.lookup import quoted
 from exporter.state import SCHEMA
 from exporter.wire import Connection
 

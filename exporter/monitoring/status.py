@@ -19,7 +19,7 @@ from exporter import state
 from exporter.config import Definition
 from exporter.errors import ExporterError
 from exporter.source import Table, find_table, window
-from exporter.source.catalog import indexes, planned_rows
+from exporter.source.lookup import indexes, planned_rows
 from exporter.source.snapshot import changed_since
 from exporter.state import State
 from exporter.wire import Connection, connect, first_line

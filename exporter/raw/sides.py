@@ -16,7 +16,7 @@ from exporter.errors import DriftError
 from exporter.raw.drift import rounds
 from exporter.raw.table import DELETED, STAMP
 from exporter.source import Column, Horizon, Table
-from exporter.source.catalog import relation_columns
+from exporter.source.lookup import relation_columns
 from exporter.wire import Connection, find_operators
 
 BUCKETS = 65_536

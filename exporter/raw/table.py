@@ -16,7 +16,8 @@ from exporter.errors import DriftError, SourceError
 from exporter.raw import citus, drift, fit
 from exporter.raw.drift import Change
 from exporter.source import BEYOND, Column, Table, is_proved
-from exporter.source.catalog import relation_columns, require
+from exporter.source.catalog import require
+from exporter.source.lookup import relation_columns
 from exporter.wire import Connection
 
 STAMP = "_exported_at"

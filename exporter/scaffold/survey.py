@@ -12,7 +12,8 @@ from psycopg import sql
 from exporter.config.keys import snake_case
 from exporter.errors import SourceError, nearest
 from exporter.source import Column, window
-from exporter.source.catalog import Index, columns_of, indexes, planned_rows
+from exporter.source.catalog import columns_of
+from exporter.source.lookup import Index, indexes, planned_rows
 from exporter.wire import Connection
 
 _PATIENCE = 2000  # milliseconds that one question may take

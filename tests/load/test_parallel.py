@@ -309,7 +309,7 @@ def test_an_old_form_of_the_tables_is_brought_up_to_date(product: Workplace) -> 
     product.load("StatEvent")
     product.query(
         product.analytics,
-        "alter table analytics_raw._exporter_state drop column run, drop column sweep;"
+        "alter table analytics_raw._exporter_state drop column run, drop column slot;"
         f"alter table {RUNS} drop column rows_deleted, drop column rows_swept",
     )
     fill(product.core, 11, 20)

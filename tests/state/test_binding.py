@@ -286,7 +286,7 @@ def test_a_state_of_the_first_edition_is_taken_over(items: Workplace) -> None:
     items.query(
         items.analytics,
         "alter table analytics_raw._exporter_state drop column relation, drop column binding,"
-        " drop column sweep,"
+        " drop column sweep, drop column slot,"
         " add primary key (key)",
     )
     items.query(items.core, 'insert into "Item" (id) values (1001)')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 import sys
@@ -139,14 +138,14 @@ def command(
         )
         run.started()
         means = (call.console, jobs, max_connections, scheduler)
-        for result in itertools.chain(
-            _followed(slotted, load, means) if slotted.definitions else (),
-            _results(chosen, load_one, *means),
-        ):
-            call.console.ended(result, as_json=as_json)
-            run.results.append(result)
-            if isinstance(result.error, StoppedError):
+        followed = _followed(slotted, load, means) if slotted.definitions else ()
+        others = _results(chosen, load_one, *means)
+        for results in (followed, others):
+            if any(isinstance(one.error, StoppedError) for one in run.results):
                 break
+            for result in results:
+                call.console.ended(result, as_json=as_json)
+                run.results.append(result)
     sys.exit(exit_status([result.error.exit_status for result in run.results if result.error]))
 
 

@@ -456,7 +456,8 @@ def test_another_encoding(place: Workplace) -> None:
 
 
 def test_a_running_load_keeps_a_repair_away(place: Workplace) -> None:
-    from exporter.config.project import choose, definitions
+    from exporter.config.choice import choose
+    from exporter.config.project import definitions
     from exporter.state import position as state
 
     _items(place)

@@ -124,10 +124,10 @@ def test_rows_that_commit_late_are_not_lost(product: Workplace) -> None:
 def test_second_run_is_locked_out(product: Workplace) -> None:
     fill(product.core, 1, 10)
     product.load("StatEvent")
-    from exporter.state.position import _number
+    from exporter.state.position import number_of
 
     with psycopg.connect(product.analytics, application_name="the other") as other:
-        other.execute("select pg_advisory_lock(%s)", (_number(RAW),))
+        other.execute("select pg_advisory_lock(%s)", (number_of(RAW),))
         done = product.run("exporter", "load", "StatEvent")
     assert done.returncode == 3
     assert "the other" in done.stderr

@@ -191,8 +191,12 @@ def _play(place: Workplace, way: Way, batch_rows: int, steps: list[Any]) -> None
                 _alter(place, what, table, way)
             elif what in ("commit", "rollback"):
                 getattr(sessions[who], what)()
-            else:
-                _write(sessions[who], what, when, table)
+            else:  # for some rows there is no partition while one is detached
+                with (
+                    contextlib.suppress(psycopg.errors.CheckViolation),
+                    sessions[who].transaction(),
+                ):
+                    _write(sessions[who], what, when, table)
         for one in sessions:
             one.commit()
     sweeps = way.read == "cursor" and way.anything
@@ -213,7 +217,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [12, pytest.param(500, marks=pytest.mark.long)])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_any_sequence(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, way: Way, examples: int

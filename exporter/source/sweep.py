@@ -20,7 +20,7 @@ from exporter.source.snapshot import Horizon, Snapshot
 from exporter.state import Round
 
 _LONG_AGO = "1970-01-01 00:00:00+00"
-_LEAST = 8192  # blocks, 64 MB: less is not worth a statement
+_LEAST = 4096  # blocks, 32 MB: less is not worth a statement
 _MOST = 131_072  # blocks, 1 GB
 
 

@@ -53,7 +53,7 @@ def _write(place: Workplace, writer: int, until: float, longest: float) -> int:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "longest"), [(6, 1.0), pytest.param(60, 3.0, marks=pytest.mark.long)]
+    ("seconds", "longest"), [(4, 0.5), pytest.param(60, 3.0, marks=pytest.mark.long)]
 )
 def test_writers_with_long_transactions(product: Workplace, seconds: int, longest: float) -> None:
     fill(product.core, 1, 2000)

@@ -56,7 +56,7 @@ def _write(url: str, writer: int, until: float) -> None:
                 session.commit()
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.long)])
 def test_each_row_lands_once(place: Workplace, seconds: int) -> None:
     with running_server({"max_prepared_transactions": "20", "fsync": "off"}) as server:
         place.core = server.url("postgres")

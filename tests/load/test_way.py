@@ -151,7 +151,7 @@ def test_whom_a_load_waits_for_at_the_source(place: Workplace) -> None:
     compare(place, ITEMS, RAW, "id, at, pad")
 
 
-@pytest.mark.parametrize("words", [(), ("-j", "2")])
+@pytest.mark.parametrize("words", [(), pytest.param(("-j", "2"), marks=pytest.mark.long)])
 def test_a_table_that_is_written_anew_meanwhile(place: Workplace, words: tuple[str, ...]) -> None:
     """It looks empty to a snapshot that was taken before, and to who would import that one."""
     _slow(place)

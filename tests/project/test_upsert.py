@@ -214,7 +214,7 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-@pytest.mark.parametrize("builds", [3, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("builds", [2, pytest.param(50, marks=pytest.mark.long)])
 def test_builds_writers_and_readers_at_once(models: Workplace, builds: int) -> None:
     """Four sessions build one model while its source changes and a reader looks every 10 ms.
 

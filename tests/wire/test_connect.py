@@ -216,7 +216,7 @@ def _stopped(process: subprocess.Popen[str], number: signal.Signals, *, recorded
 
 
 @pytest.mark.parametrize("side", ["core", "analytics"])
-@pytest.mark.parametrize("path", ["first", "increment"])
+@pytest.mark.parametrize("path", [pytest.param("first", marks=pytest.mark.long), "increment"])
 def test_a_peer_that_falls_silent_while_few_bytes_are_on_their_way(
     place: Workplace, relay: Relay, side: str, path: str
 ) -> None:

@@ -87,7 +87,7 @@ def _same(place: Workplace) -> None:
         compare(place, f"public.{name}", f"analytics_raw.{name}", "id, at, pad")
 
 
-@pytest.mark.parametrize("resets", [20, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("resets", [5, pytest.param(200, marks=pytest.mark.long)])
 def test_connections_that_are_reset_at_any_byte(place: Workplace, resets: int) -> None:
     chance = random.Random(resets)
     _definitions(place)
@@ -137,7 +137,7 @@ def test_connections_that_are_reset_at_any_byte(place: Workplace, resets: int) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-@pytest.mark.parametrize("peers", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("peers", [pytest.param(20, marks=pytest.mark.long)])
 def test_peers_that_fall_silent_at_any_byte(
     place: Workplace, peers: int, number: signal.Signals
 ) -> None:

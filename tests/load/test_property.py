@@ -217,7 +217,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [8, pytest.param(500, marks=pytest.mark.long)])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_any_sequence(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, way: Way, examples: int

@@ -162,6 +162,7 @@ class TestOnSchemaChange(Upsert, BaseIncrementalOnSchemaChange):
     pass
 
 
+@pytest.mark.long
 class TestConstraintsColumnsEqual(Upsert, BaseIncrementalConstraintsColumnsEqual):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "id"}
 

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 # a contestant has the same colour in every panel
 COLOURS = {
     "exporter": "tab:blue",
+    "exporter, by scan": "tab:cyan",
     "psql pipe": "tab:gray",
     "postgres_fdw": "tab:orange",
     "dlt": "tab:green",

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from psycopg import sql
 
 from exporter.source.blocks import select, select_blocks
 from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import Horizon, Snapshot
-from exporter.state import Round
+from exporter.state import Round, moment
 
 _LONG_AGO = "1970-01-01 00:00:00+00"
 _LEAST = 4096  # blocks, 32 MB: less is not worth a statement
@@ -50,7 +50,7 @@ def due(
     So a range is at most a quarter of them, the size from which PostgreSQL itself takes the ring:
     pages that are used more than once stay.
     """
-    began, seen, now = (datetime.fromisoformat(t) for t in (last.began, last.seen, horizon.clock))
+    began, seen, now = map(moment, (last.began, last.seen, horizon.clock))
     if last.over or within is None:
         if within is not None and began <= now < began + within:
             return None

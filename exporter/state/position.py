@@ -367,10 +367,18 @@ def stamp_after(destination: Connection, stamps: Sequence[str]) -> str:
 
 def later(stamp: str, batches: int) -> str:
     """Return the stamp of a later batch: each is a microsecond after the one before it."""
+    after = moment(stamp) + timedelta(microseconds=batches)
+    return f"{after.isoformat(' ', 'microseconds')}+00"
+
+
+def moment(stamp: str) -> datetime:
+    """Return the time of a stamp as our sessions spell it, in UTC.
+
+    Python reads an offset of hours alone, and a fraction of any length, from 3.11 on.
+    """
     seconds, _, fraction = stamp.partition("+")[0].partition(".")
-    micros = int((fraction or "0").ljust(6, "0")) + batches
-    moment = datetime.fromisoformat(seconds) + timedelta(microseconds=micros)
-    return f"{moment.isoformat(' ', 'microseconds')}+00"
+    micros = int((fraction or "0").ljust(6, "0"))
+    return datetime.fromisoformat(seconds) + timedelta(microseconds=micros)
 
 
 def lock_number(target: Destination) -> int:

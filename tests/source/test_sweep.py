@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -127,7 +127,7 @@ def _heaps(blocks: int, buffers: int, file: str = "1") -> Table:
 
 
 def _moment(seconds: int, xid: int) -> tuple[Snapshot, Horizon]:
-    clock = str(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds))
+    clock = str(datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds))
     server = Server("1", "5/core", 1, 1)
     return Snapshot(str(xid), str(xid + 5), None), Horizon(clock, clock, False, False, server)
 

@@ -39,13 +39,12 @@ class Blocks(NamedTuple):
 
     def ranges(self) -> Iterator[Range]:
         """Yield what is to be landed, in the order of landing."""
-        number = place = 0
-        for heap in self.table.heaps:
+        number = 0
+        for place, heap in self.table.placed:
             end = place + heap.blocks
             for first in range(max(place, self.begin), end, self.step):
                 yield Range(number, first, min(first + self.step, end))
                 number += 1
-            place = end
 
     @property
     def end(self) -> int:
@@ -85,11 +84,7 @@ def select_blocks(
     last: sql.Composable = TRUE,
 ) -> sql.Composable:
     """Return the query for rows of these blocks, which are of one heap."""
-    place = 0
-    for heap in table.heaps:
-        if first < place + heap.blocks or heap is table.heaps[-1]:
-            break
-        place += heap.blocks
+    place, heap = [one for one in table.placed if one[0] <= first][-1]
     inside = sql.SQL("ctid >= '({},0)'::tid and ctid < '({},0)'::tid and {}").format(
         sql.Literal(first - place), sql.Literal(end - place), where
     )

@@ -96,10 +96,29 @@ class Table(NamedTuple):
         """What changes when a heap is rewritten, or the blocks of one get another number."""
         if len(self.heaps) == 1:
             return self.heaps[0].file
+        return ", ".join(f"{heap.file}@{place}" for place, heap in self.placed)
+
+    @property
+    def placed(self) -> tuple[tuple[int, Heap], ...]:
+        """The heaps with the number of their first block: one heap's follow the other's."""
         places = itertools.accumulate((heap.blocks for heap in self.heaps), initial=0)
-        return ", ".join(
-            f"{heap.file}@{place}" for heap, place in zip(self.heaps, places, strict=False)
-        )
+        return tuple(zip(places, self.heaps, strict=False))
+
+    def moved(self, file: str, block: int) -> int | None:
+        """Return the number that a block has now, of which ``file`` was the table's file.
+
+        Partitions grow, and the blocks of those behind them get other numbers. None where a heap up
+        to the block's is another, or was rewritten: then its rows may lie anywhere.
+        """
+        if file == self.file:
+            return block
+        named = (one.partition("@") for one in file.split(", "))
+        before = [(name, int(place or 0)) for name, _, place in named if int(place or 0) <= block]
+        now = self.placed[: len(before)]
+        if not before or [name for name, _ in before] != [heap.file for _, heap in now]:
+            return None
+        first, heap = now[-1]
+        return first + min(block - before[-1][1], heap.blocks)
 
     def column(self, name: str) -> Column:
         """Return the column of that name. Raises KeyError."""
@@ -233,6 +252,7 @@ def find_table(
         buffers=buffers,
         in_blocks=has_xmin
         and ranges
+        and bool(heaps)
         and "ctid" not in unreadable
         and all(heap.readable for heap in heaps),
         # An index of a table does not cover the tables that inherit from it.

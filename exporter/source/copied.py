@@ -115,7 +115,7 @@ class CopyReader(ScanReader):
         fresh = Copied(self._slot.name, self._seen, None, self._files())
         self._moment = self._moment._replace(slot=stored.slot if same else fresh)
         if self._is_first(stored, target, wanted, empty=empty):
-            return self._first(plan, target, self._snapshot.since, empty=empty)
+            return self._first(plan, target, empty=empty)
         self._finish = lambda: self._complete(stored)
         query = select(self.table, plan.stream[:-1], TRUE)
         return plan._replace(
@@ -137,8 +137,7 @@ class CopyReader(ScanReader):
             and slot is not None
             and self._slot is not None
             and (slot.name, slot.files) == (self._slot.name, files)
-            and stored.file == self.table.file
-            and self._snapshot.since is not None
+            and self._left_at(stored) is not None
         )
 
     def _is_first(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> bool:

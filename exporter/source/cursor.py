@@ -99,7 +99,7 @@ class CursorReader(RelationReader):
                 hint=f"exporter load {self._key} without --sweep",
             )
         if self._is_first(stored, target, wanted, empty=empty):
-            return self._first(plan, target, window.since, empty=empty)
+            return self._first(plan, target, empty=empty)
         if wanted.full_refresh:
             return self._whole(plan._replace(max_deletes=wanted.max_deletes))
         return self._increment(plan, wanted)

@@ -127,9 +127,15 @@ class RelationReader(ABC):
         if stored.is_first and not empty:
             # A log's rows of another file would be there twice; what has landed of a mirror may be
             # gone at the source.
-            same = stored.file == self.table.file and self._snapshot.since is not None
-            return not wanted.full_refresh and (same or not self._lands_once)
+            goes_on = self._left_at(stored) is not None
+            return not wanted.full_refresh and (goes_on or not self._lands_once)
         return stored.cursor is None and empty
+
+    def _left_at(self, stored: State) -> int | None:
+        """Return the block from which an unfinished first load goes on; None where it cannot."""
+        if stored.file is None or self._snapshot.since is None:
+            return None
+        return self.table.moved(stored.file, stored.next_block or 0)
 
     @property
     def _lands_once(self) -> bool:
@@ -141,20 +147,21 @@ class RelationReader(ABC):
         """The condition for rows that land in this load, by their transactions."""
         return TRUE
 
-    def _first(self, plan: Plan, target: Target, since: str | None, *, empty: bool) -> Plan:
+    def _first(self, plan: Plan, target: Target, *, empty: bool) -> Plan:
         """Read all blocks; or the rest of them, then what has changed since the first ones."""
         table, stored = self.table, plan.begin
-        same = not empty and stored.file == table.file and since is not None
+        block = None if empty else self._left_at(stored)
+        same = block is not None
         direct = target.binary and (empty or same)
         begin = self._moment._replace(
             snapshot_xmin=stored.snapshot_xmin if same else self._snapshot.xmin,
             # Started over, a load that is killed again has rows of any block: it cannot go on.
             file=table.file if empty or same else None,
-            next_block=(stored.next_block or 0) if same else 0,
+            next_block=block or 0,
             exported_at=stored.exported_at,
             binding=stored.binding,
         )
-        late = since if same else None
+        late = self._snapshot.since if same else None
         if self._lands_once:  # what is newer comes behind them, or is for the next load
             late = str(int(begin.snapshot_xmin or 0) % 2**32)
         blocks = Blocks(

@@ -89,7 +89,7 @@ class ScanReader(RelationReader):
         )
         since = self._snapshot.since
         if self._is_first(stored, target, wanted, empty=empty):
-            return self._first(plan, target, since, empty=empty)
+            return self._first(plan, target, empty=empty)
         self._finish = lambda: self._complete(State(cursor=self._top()))
         if wanted.full_refresh or (self._append and stored.is_first):
             plan = plan._replace(max_deletes=wanted.max_deletes if wanted.full_refresh else 100)

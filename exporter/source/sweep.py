@@ -56,8 +56,8 @@ def due(
             return None
         since = last.xmin if last.over else last.since
         last = Round(since, snapshot.xmin, horizon.clock, horizon.clock, 0, table.file)
-    elif last.file != table.file:  # its blocks are not what they were
-        last = last._replace(place=0)
+    else:  # from the beginning where its blocks are not what they were
+        last = last._replace(place=table.moved(last.file, last.place) or 0)
     last = last._replace(seen=horizon.clock, file=table.file)
     passed = max(now - seen, timedelta(0)) / within if within else 1.0
     share = max(int(2 * table.blocks * passed), _LEAST)  # loads may come less often later
@@ -82,12 +82,10 @@ def parts(
     if current.place == 0 and end == table.blocks:
         yield lambda columns: select(table, columns, changed, beyond)
         return
-    place = 0
-    for heap in table.heaps:
+    for place, heap in table.placed:
         first, last = max(place, current.place), min(place + heap.blocks, end)
         if first < last:
             yield functools.partial(_blocks, table, first, last, changed)
-        place += heap.blocks
 
 
 def _blocks(

@@ -209,6 +209,50 @@ def test_partitions(place: Workplace) -> None:
     assert _equal(place)["rows_deleted"] == 2
 
 
+def test_a_partitioned_table_without_a_partition(place: Workplace) -> None:
+    place.define(ITEM)
+    place.query(place.core, "create table item (id int primary key, v text) partition by hash (id)")
+    for _ in range(2):
+        assert place.load("Item")["rows_read"] == 0
+    place.query(
+        place.core,
+        "create table item_0 partition of item for values with (modulus 1, remainder 0);"
+        "insert into item values (1, 'a')",
+    )
+    assert _equal(place)["rows_read"] == 1
+
+
+def test_a_first_load_goes_on_in_partitions_that_grow(place: Workplace) -> None:
+    place.define(f"{ITEM}        batch_rows: 500\n")
+    place.query(
+        place.core,
+        "create table item (id int primary key, v text) partition by range (id);"
+        "create table item_0 partition of item for values from (0) to (100000);"
+        "create table item_1 partition of item for values from (100000) to (200000);"
+        "insert into item select n, repeat('x', 90) from generate_series(1, 3000) n;"
+        "insert into item select n, repeat('x', 90) from generate_series(100001, 103000) n;"
+        "analyze item",
+    )
+    place.load("Item")
+    place.query(
+        place.analytics,
+        "truncate analytics_raw.item; delete from analytics_raw._exporter_state;"
+        "alter table analytics_raw.item add check (id <> 102000)",
+    )
+    assert place.run("exporter", "load").returncode == 1
+    place.query(place.analytics, "alter table analytics_raw.item drop constraint item_id_check")
+    place.query(
+        place.core,
+        "insert into item select n, repeat('x', 90) from generate_series(3001, 6000) n;"
+        "update item set v = 'changed' where id = 7; delete from item where id = 102999",
+    )
+    done = place.run("exporter", "load", "-v")
+    assert done.returncode == 0
+    assert "first load: from block" in done.stderr
+    assert "from block 0" not in done.stderr
+    compare(place, "public.item", "analytics_raw.item")
+
+
 def test_another_way_of_reading(place: Workplace) -> None:
     place.query(
         place.core,

@@ -175,3 +175,34 @@ def test_a_round_begins_again_in_a_table_that_was_written_anew() -> None:
     found = sweep.due(state, anew, *_moment(90_060, 300), timedelta(days=1))
     assert found is not None
     assert (found[0].place, found[0].since, found[0].xmin) == (0, "100", "200")
+
+
+def test_a_round_goes_on_in_partitions_that_grow() -> None:
+    """Each load finds other sizes; begun anew each time, the last blocks would never be reached."""
+    day, over = timedelta(days=1), sweep.over(*_moment(0, 100))
+    table = _heaps(3_000_000, 4_000_000)
+    state, loads = over, 0
+    for number in range(200):
+        snapshot, horizon = _moment(90_000 + 600 * number, 200 + number)
+        found = sweep.due(state, table, snapshot, horizon, day)
+        if found is None:
+            break
+        state, loads = sweep.ended(*found, table), loads + 1
+        first, second = table.heaps
+        grown = (first._replace(blocks=first.blocks + 7), second._replace(blocks=second.blocks + 9))
+        table = table._replace(heaps=grown)
+    assert state.over
+    assert loads < 100
+
+
+def test_blocks_of_partitions_that_changed() -> None:
+    before, same = _heaps(900, 9), _heaps(900, 9)
+    first, second = same.heaps
+    grown = same._replace(heaps=(first._replace(blocks=310), second))
+    assert [grown.moved(before.file, block) for block in (0, 299, 300, 500)] == [0, 299, 310, 510]
+    shrunk = same._replace(heaps=(first._replace(blocks=100), second))
+    assert [shrunk.moved(before.file, block) for block in (299, 500)] == [100, 300]
+    rewritten = same._replace(heaps=(first, second._replace(file="2")))
+    assert [rewritten.moved(before.file, block) for block in (299, 500)] == [299, None]
+    attached = same._replace(heaps=(second._replace(file="3"), first, second))
+    assert attached.moved(before.file, 299) is None

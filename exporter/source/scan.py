@@ -85,18 +85,20 @@ class ScanReader(RelationReader):
             order=(),
             begin=stored,
             horizon=self.horizon,
-            reconciles=self._definition.destination.deletes != "ignore",
         )
-        since = self._snapshot.since
+        deletes = self._definition.destination.deletes != "ignore"
         if self._is_first(stored, target, wanted, empty=empty):
-            return self._first(plan, target, empty=empty)
+            # Into an empty raw, nothing lands that is gone.
+            first = self._first(plan, target, empty=empty)
+            return first._replace(reconciles=deletes and not empty)
         self._finish = lambda: self._complete(State(cursor=self._top()))
         if wanted.full_refresh or (self._append and stored.is_first):
             plan = plan._replace(max_deletes=wanted.max_deletes if wanted.full_refresh else 100)
             query = select(self.table, plan.stream[:-1], self._ended)
             rows = self.table.rows
             return plan._replace(path="full refresh", query=query, lands=Lands.WHOLE, rows=rows)
-        return self._scan(plan, since if stored.cursor else None, shared and target.keyed)
+        since = self._snapshot.since if stored.cursor else None
+        return self._scan(plan._replace(reconciles=deletes), since, shared and target.keyed)
 
     def in_flight(self, stored: State) -> sql.Composable:
         """See ``Reader``."""

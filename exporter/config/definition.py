@@ -66,6 +66,11 @@ class SourceTable(NamedTuple):
         return tuple(name for name in names if name)
 
     @property
+    def is_scanned(self) -> bool:
+        """Whether it is read by the transactions of its rows, and by nothing else."""
+        return self.read == "scan" or (self.read == "auto" and self.cursor is None)
+
+    @property
     def skipped(self) -> str | None:
         """The column without which a row is no row of raw, if there is one."""
         return self.cursor.field if self.cursor and self.cursor.nulls == "skip" else None

@@ -21,7 +21,7 @@ from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
 from exporter.source import Plan, Table, Wanted, keyed, reader_of
 from exporter.source.lookup import planned_rows
-from exporter.state import Binding, Position, Result, State, Worth
+from exporter.state import Binding, Position, Result, State
 from exporter.terminal import Console
 from exporter.wire import connect, first_line
 
@@ -146,10 +146,8 @@ def foreseen(attempt: Attempt, wanted: Wanted) -> Iterator[Outlook]:
         for text in (*(change.said for change in planned.changes), *planned.notices):
             attempt.say(text)
         oid, empty = raw_table.oid_and_emptiness(destination, target)
-        if not wanted.full_refresh and not wanted.span:
-            binding = Binding(reader.found, oid, reader.reading())
-            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-            wanted = wanted._replace(sweep=wanted.sweep or found is Worth.SWEEP)
+        binding = Binding(reader.found, oid, reader.reading())
+        stored, wanted, _ = worth.weigh(attempt, stored, reader, binding, wanted, empty=empty)
         plan = reader.plan(stored, planned.raw, wanted, empty=empty)
         key = raw_table.key_statement(destination, planned.raw, old_key)
         yield Outlook(attempt.definition, table, planned, key, plan, stored)

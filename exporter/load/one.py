@@ -16,7 +16,7 @@ from exporter.load import MOST_DELETES, way, worth
 from exporter.load.transfer import After, Attempt, Transfer
 from exporter.raw import table as raw_table
 from exporter.source import NEW, Plan, Wanted, keyed, reader_of
-from exporter.state import Binding, Result, State, Totals, Worth, record_failure, take_counts
+from exporter.state import Binding, Result, State, Totals, record_failure, take_counts
 from exporter.terminal import Console, signals
 from exporter.wire import Sessions, connect, first_line, stopped_in_order, with_retries
 
@@ -112,14 +112,10 @@ def _run(
         raw = raw_table.prepare(destination, definition.destination, table, attempt.say)
         oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
         binding = Binding(reader.found, oid, reader.reading())
-        reread = False
-        if not wanted.full_refresh and not wanted.span:
-            stored, found = worth.settle(attempt, stored, reader, binding, empty=empty)
-            wanted = wanted._replace(sweep=wanted.sweep or found is Worth.SWEEP)
-            reread = found is Worth.REREAD and definition.destination.deletes != "ignore"
+        stored, wanted, gone = worth.weigh(attempt, stored, reader, binding, wanted, empty=empty)
         shared = bool(crew and crew.shares)
         plan = reader.plan(stored, raw, wanted, empty=empty, shared=shared)
-        if reread or plan.reconciles:
+        if gone or plan.reconciles:
             from exporter.load.deletes import reconcile  # noqa: PLC0415
 
             after = after or reconcile(MOST_DELETES)

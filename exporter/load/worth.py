@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.errors import SourceError
 from exporter.load.transfer import Attempt
-from exporter.source import Reader
+from exporter.source import Reader, Wanted
 from exporter.state import Binding, Judgement, State, Worth, judge
 from exporter.state.binding import changed_columns, is_elsewhere
 
@@ -23,7 +23,23 @@ def refuse_elsewhere(attempt: Attempt, stored: State, reader: Reader) -> None:
     )
 
 
-def settle(
+def weigh(
+    attempt: Attempt, stored: State, reader: Reader, now: Binding, wanted: Wanted, *, empty: bool
+) -> tuple[State, Wanted, bool]:
+    """Return the position to go on from, what is wanted then, and whether rows may be gone.
+
+    They may where everything is read again; then they have to be looked for afterwards. A full
+    refresh and a span do not depend on the position. Raises SourceError.
+    """
+    if wanted.full_refresh or wanted.span:
+        return stored, wanted, False
+    stored, worth = _settle(attempt, stored, reader, now, empty=empty)
+    wanted = wanted._replace(sweep=wanted.sweep or worth is Worth.SWEEP)
+    deletes = attempt.definition.destination.deletes != "ignore"
+    return stored, wanted, worth is Worth.REREAD and deletes
+
+
+def _settle(
     attempt: Attempt, stored: State, reader: Reader, now: Binding, *, empty: bool
 ) -> tuple[State, Worth]:
     """Return the position that the load goes on from, and what made it so; tell the reason.

@@ -236,7 +236,7 @@ def _behind_scan(
     """Count what the next scan is going to read; None where that takes too long."""
     where: sql.Composable = sql.SQL("true")
     if stored.cursor and stored.snapshot_xmin:
-        where = changed_since(str(int(stored.snapshot_xmin) % 2**32))
+        where = changed_since(stored.snapshot_xmin)
     rows = _count(source, definition, table, where, True)
     if rows is not None and rows > COUNTED and not stored.cursor:
         rows = round(max(table.rows, rows))

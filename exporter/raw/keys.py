@@ -10,6 +10,7 @@ from exporter.errors import SourceError
 from exporter.raw.statements import STAGING
 from exporter.raw.table import STAMP, RawTable
 from exporter.source import Column
+from exporter.source.shared import UNIQUE
 from exporter.wire import Connection
 
 _COMMA = sql.SQL(", ")
@@ -43,8 +44,7 @@ def prove(
             raise SourceError(
                 f"{raw.target.key}: two rows of the source share conflict_columns ({keys}):"
                 f" {found[0]} and {found[1]}",
-                hint="exporter.conflict_columns must be unique at the source; without them, the"
-                " table is an append-only log of versions",
+                hint=UNIQUE,
             )
 
 

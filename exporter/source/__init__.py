@@ -47,7 +47,7 @@ def reader_of(definition: Definition, source: Connection) -> Reader:
     cursor = definition.source.cursor
     if definition.source.read == "changes":
         return CopyReader(source, definition)
-    if cursor is None or definition.source.read == "scan":
+    if cursor is None or definition.source.is_scanned:
         return ScanReader(source, definition)
     return CursorReader(source, definition, cursor)
 
@@ -59,14 +59,14 @@ def describe(definition: Definition, table: Table) -> str:
     size = megabytes(table.size)
     if declared.read == "changes":
         return f"by its changes, after a copy of {size}"
-    if declared.cursor is None or declared.read == "scan":
+    if declared.is_scanned:
         return f"by scan of {size} a load"
     cursor = cursor_columns(declared, table)[0].name
     if definition.destination.mode == "append" or not table.has_xmin:
         return f"by {cursor}"
     if is_scanned(declared, table):
         return f"by {cursor}, and by scan of {size} a load"
-    if not declared.sweep:
+    if declared.sweep is None:
         return f"by {cursor}, with no sweep"
     within = str(declared.sweep).removesuffix(", 0:00:00")
     return f"by {cursor}, with a sweep of its {size} within {within}"

@@ -179,7 +179,7 @@ class CopyReader(ScanReader):
         slot = self._moment.slot
         assert row is not None
         assert slot is not None
-        rows = not self._empty or self._any_row()
+        rows = not self._empty or self._any(self._declared.name)
         return self._moment._replace(
             cursor=Position(row[0]) if rows else None, slot=slot._replace(until=row[0])
         )
@@ -192,11 +192,7 @@ class CopyReader(ScanReader):
         now = self._files()
         if any(now.get(oid) != file for oid, file in before.items()):
             return True
-        return any(
-            self._has_rows(heap.identifier, TRUE)
-            for heap in self.table.heaps
-            if str(heap.oid) not in before
-        )
+        return any(self._any_in(heap) for heap in self.table.heaps if str(heap.oid) not in before)
 
     def _files(self) -> dict[str, str]:
         return {str(heap.oid): heap.file for heap in self.table.heaps}

@@ -61,14 +61,13 @@ class CursorReader(RelationReader):
         if stored.cursor is None:
             return Judgement(Worth.ONWARD)
         window = self._window(stored)
-        before = set(stored.binding.source.partitions if stored.binding else self.table.partitions)
-        for oid in set(self.table.partitions) - before:
-            if self._has_rows_behind(oid, window, stored.cursor):
-                return Judgement(
-                    Worth.REREAD,
-                    f"{self._declared.schema}.{self._declared.table} has a new partition with rows"
-                    " behind the position: everything is read once, and compared with raw",
-                )
+        behind = sql.SQL("({}) is not true").format(window.after(stored.cursor))
+        if self._brings(stored, behind):
+            return Judgement(
+                Worth.REREAD,
+                f"{self._declared.schema}.{self._declared.table} has a new partition with rows"
+                " behind the position: everything is read once, and compared with raw",
+            )
         return self._doubt_newest(window, stored.cursor)
 
     def plan(
@@ -236,51 +235,21 @@ class CursorReader(RelationReader):
             )
         return ""
 
-    def _has_rows_behind(self, partition: int, window: Window, cursor: Position) -> bool:
-        """Whether a partition has a row that an increment would pass over."""
-        found = self._source.execute(
-            "select c.oid::regclass::text, has_table_privilege(c.oid, 'select')"
-            " and has_schema_privilege(c.relnamespace, 'usage') from pg_class c where oid = %s",
-            (partition,),
-        ).fetchone()
-        assert found is not None
-        name, readable = found
-        if not readable:  # by its own name; nobody can tell
-            return True
-        statement = sql.SQL("select exists (select from {} where ({}) is not true)").format(
-            sql.SQL(name), window.after(cursor)
-        )
-        row = self._source.execute(statement).fetchone()
-        return bool(row and row[0])
-
     def _doubt_newest(self, window: Window, cursor: Position) -> Judgement:
         """Whether the newest row lies behind the position: rows are gone, or ids began anew."""
         if self._is_scanned and window.since:
             return Judgement(Worth.ONWARD)  # what changed is read by xmin in any case
         at_least = sql.SQL("{} >= {}").format(window.field, window.literal(cursor.value))
-        statement = sql.SQL(
-            "select exists (select from {0} where {1}), exists (select from {0})"
-        ).format(self._declared.name, at_least)
-        row = self._source.execute(statement).fetchone()
-        if row is None or row[0] or not row[1]:
+        name = self._declared.name
+        if self._any(name, at_least) or not self._any(name):
             return Judgement(Worth.ONWARD)
-        if self._append and not self._has_changed(window.since):
+        if self._append and not (window.since and self._any(name, changed_since(window.since))):
             return Judgement(Worth.ONWARD)  # rows of the log were removed, none came
         return Judgement(
             Worth.SWEEP,
             f"the newest {window.cursor.name} at the source lies behind the position {cursor}:"
             " rows are gone, or numbers began anew; what changed since is read by xmin",
         )
-
-    def _has_changed(self, since: str | None) -> bool:
-        """Whether a row is of a transaction that the snapshot before may have missed."""
-        if since is None:
-            return False
-        statement = sql.SQL("select exists (select from {} where {})").format(
-            self._declared.name, changed_since(since)
-        )
-        row = self._source.execute(statement).fetchone()
-        return bool(row and row[0])
 
     def _reached(self, last: bytes) -> State:
         """Return the position after a row: that of an increment advances it."""

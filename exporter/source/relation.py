@@ -10,7 +10,7 @@ from psycopg import sql
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, select, step_of
-from exporter.source.catalog import Column, Table, find_table, keyed, refuse_hidden
+from exporter.source.catalog import Column, Heap, Table, find_table, keyed, refuse_hidden
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
 from exporter.source.shared import is_proved, refuse_shared
 from exporter.source.snapshot import (
@@ -120,6 +120,24 @@ class RelationReader(ABC):
         names = {column.name for column in target.columns}
         return (*target.columns, *(c for c in (*hidden, BEYOND) if c.name not in names))
 
+    def _any(self, relation: sql.Composable, where: sql.Composable = TRUE) -> bool:
+        """Whether a relation has a row that meets a condition."""
+        row = self._source.execute(
+            sql.SQL("select exists (select from {} where {})").format(relation, where)
+        ).fetchone()
+        return bool(row and row[0])
+
+    def _any_in(self, heap: Heap, where: sql.Composable = TRUE) -> bool:
+        """Whether a heap has such a row, as far as this role may see; else it may have one."""
+        name = sql.SQL("only {}").format(heap.identifier)
+        return not heap.readable or self._any(name, where)
+
+    def _brings(self, stored: State, where: sql.Composable) -> bool:
+        """Whether a partition that was not there at the last load has a row of a condition."""
+        bound = stored.binding.source if stored.binding else self.found
+        known = {*bound.partitions, bound.oid}
+        return any(self._any_in(heap, where) for heap in self.table.heaps if heap.oid not in known)
+
     def _is_first(self, stored: State, target: Target, wanted: Wanted, *, empty: bool) -> bool:
         """Whether this read is a first one, by blocks, or goes on with one."""
         if not self.table.in_blocks or not (target.keyed or self._lands_once):
@@ -163,7 +181,7 @@ class RelationReader(ABC):
         )
         late = self._snapshot.since if same else None
         if self._lands_once:  # what is newer comes behind them, or is for the next load
-            late = str(int(begin.snapshot_xmin or 0) % 2**32)
+            late = begin.snapshot_xmin
         blocks = Blocks(
             table,
             target.columns if direct else plan.stream[:-1],

@@ -51,7 +51,7 @@ class ScanReader(RelationReader):
                 f"the position tells nothing of the transactions of {name}: everything is read"
                 " once, and compared with raw",
             )
-        if self._has_old_rows_in_new_partitions(stored):
+        if self._brings(stored, self._old):
             return Judgement(
                 Worth.REREAD,
                 f"{name} has a new partition with rows older than the position: everything is"
@@ -127,7 +127,7 @@ class ScanReader(RelationReader):
             return plan._replace(begin=plan.begin._replace(next_block=0), blocks=blocks)
         before = plan.begin.binding.source.next_xid if plan.begin.binding else None
         # What began after the last snapshot cannot be in raw: it is not joined with it first.
-        new = changed_since(str(before % 2**32)) if since and before else sql.SQL("false")
+        new = changed_since(str(before)) if since and before else sql.SQL("false")
         query = select(self.table, plan.stream[:-1], where, new)
         return plan._replace(query=query, lands=Lands.BEYOND if since else Lands.ANY)
 
@@ -136,7 +136,7 @@ class ScanReader(RelationReader):
         """The condition for rows whose transactions had ended: of a log, the others come later."""
         if not self._append:
             return TRUE
-        return sql.SQL("not {}").format(changed_since(str(int(self._snapshot.xmin) % 2**32)))
+        return sql.SQL("not {}").format(changed_since(self._snapshot.xmin))
 
     @property
     def _lands_once(self) -> bool:
@@ -167,15 +167,9 @@ class ScanReader(RelationReader):
         require(self.table, "conflict_columns", self._definition.destination.conflict_columns)
 
     def _top(self) -> Position | None:
-        if self._empty and not self._any_row():
+        if self._empty and not self._any(self._declared.name):
             return None
         return Position(self._snapshot.xmin)
-
-    def _any_row(self) -> bool:
-        row = self._source.execute(
-            sql.SQL("select exists (select from {})").format(self._declared.name)
-        ).fetchone()
-        return bool(row and row[0])
 
     def _complete(self, current: State) -> State:
         return self._moment._replace(
@@ -192,34 +186,18 @@ class ScanReader(RelationReader):
         most = sys.maxsize
         return Limit(most, most) if self._append else Limit(self._batch_rows, BATCH_SIZE)
 
-    def _has_old_rows_in_new_partitions(self, stored: State) -> bool:
-        before = stored.binding.source.partitions if stored.binding else ()
-        known = {*before, stored.binding.source.oid if stored.binding else self.table.oid}
-        return any(
-            not heap.readable
-            or self._has_rows(heap.identifier, sql.SQL("not {}").format(self._changed()))
-            for heap in self.table.heaps
-            if heap.oid not in known
-        )
-
     def _is_written_anew(self, stored: State) -> bool:
         """Whether old rows of a log may have got a new transaction."""
         if stored.file is None or stored.file == self.table.file:
             return False
-        old = sql.SQL("not {}").format(self._changed())
         before = {one.partition("@")[0] for one in stored.file.split(", ")}
         return any(
-            not heap.readable
-            or (self._has_rows(heap.identifier, TRUE) and not self._has_rows(heap.identifier, old))
+            not heap.readable or (self._any_in(heap) and not self._any_in(heap, self._old))
             for heap in self.table.heaps
             if heap.file not in before
         )
 
-    def _changed(self) -> sql.Composable:
-        return changed_since(self._snapshot.since or "0")
-
-    def _has_rows(self, name: sql.Identifier, where: sql.Composable) -> bool:
-        row = self._source.execute(
-            sql.SQL("select exists (select from only {} where {})").format(name, where)
-        ).fetchone()
-        return bool(row and row[0])
+    @property
+    def _old(self) -> sql.Composable:
+        """The condition for rows that had landed before, by their transactions."""
+        return sql.SQL("not {}").format(changed_since(self._snapshot.since or "0"))

@@ -16,6 +16,10 @@ from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import TRUE
 from exporter.wire import Connection, find_operators
 
+UNIQUE = (  # what to do about it
+    "exporter.conflict_columns must be unique at the source; without them, the table is an"
+    " append-only log of versions"
+)
 _COMMA = sql.SQL(", ")
 
 
@@ -59,6 +63,5 @@ def refuse_shared(
         raise SourceError(
             f"{key.where}: two rows of {key.schema}.{key.table} share conflict_columns"
             f" ({', '.join(names)}): {row[0]}",
-            hint="exporter.conflict_columns must be unique at the source; without them, the"
-            " table is an append-only log of versions",
+            hint=UNIQUE,
         )

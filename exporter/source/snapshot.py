@@ -115,8 +115,7 @@ class Snapshot(NamedTuple):
 
         Of an id that is too far behind to be compared with, or of none, it is true.
         """
-        near = xid is not None and 0 <= int(self.xmax) - int(xid) < _XID_TRUST
-        return changed_since(str(int(xid) % 2**32)) if xid is not None and near else TRUE
+        return changed_since(xid) if xid and _is_near(xid, self.xmax) else TRUE
 
 
 def observe(source: Connection, stored: State) -> Horizon:
@@ -207,14 +206,14 @@ def take_snapshot(source: Connection, stored: State, horizon: Horizon) -> Snapsh
         " pg_snapshot_xmax(pg_current_snapshot())::text"
     ).fetchone()
     assert row is not None
-    before = int(stored.snapshot_xmin) if stored.snapshot_xmin else None
-    usable = (
-        before is not None
-        and stored.source == horizon.server.identity
-        and 0 <= int(row[1]) - before < _XID_TRUST
-    )
-    since = str(before % 2**32) if before is not None and usable else None
-    return Snapshot(row[0], row[1], since)
+    xmin, xmax = row
+    since, here = stored.snapshot_xmin, stored.source == horizon.server.identity
+    return Snapshot(xmin, xmax, since if since and here and _is_near(since, xmax) else None)
+
+
+def _is_near(xid: str, xmax: str) -> bool:
+    """Tell whether a transaction id can be compared with those that rows have today."""
+    return 0 <= int(xmax) - int(xid) < _XID_TRUST
 
 
 def found(horizon: Horizon, snapshot: Snapshot, table: Table) -> Source:
@@ -235,6 +234,7 @@ def found(horizon: Horizon, snapshot: Snapshot, table: Table) -> Source:
 
 
 def changed_since(xid: str) -> sql.Composable:
-    """Return the condition for rows written by that transaction id or a later one."""
-    # A subquery is computed once, where a call would be made for each row.
-    return sql.SQL("age(xmin) <= (select age({}::xid))").format(sql.Literal(xid))
+    """Return the condition for rows written by that transaction, by its full id, or a later one."""
+    # A row has the lower half of the id. A subquery is computed once, not for each row.
+    low = sql.Literal(str(int(xid) % 2**32))
+    return sql.SQL("age(xmin) <= (select age({}::xid))").format(low)

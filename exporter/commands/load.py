@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -137,9 +137,15 @@ def command(
             command="load --reconcile" if reconcile else "load",
         )
         run.started()
-        means = (call.console, jobs, max_connections, scheduler)
-        followed = _followed(slotted, load, means) if slotted.definitions else ()
-        others = _results(chosen, load_one, *means)
+        results_of = functools.partial(
+            _results,
+            console=call.console,
+            jobs=jobs,
+            max_connections=max_connections,
+            scheduler=scheduler,
+        )
+        followed = _followed(slotted, call.console, load, results_of) if slotted.definitions else ()
+        others = results_of(chosen, load_one)
         for results in (followed, others):
             if any(isinstance(one.error, StoppedError) for one in run.results):
                 break
@@ -206,16 +212,19 @@ def _slotted(
 
 
 def _followed(
-    slotted: _Slotted, load: Callable[..., Result], means: tuple[Any, ...]
+    slotted: _Slotted,
+    console: Console,
+    load: Callable[..., Result],
+    results_of: Callable[..., Iterator[Result]],
 ) -> Iterator[Result]:
     from exporter.load.slot import follow
     from exporter.source import NEW, Wanted
 
     def copy(definitions: list[Definition], refresh: bool) -> Iterator[Result]:
         wanted = Wanted(full_refresh=True) if refresh else NEW
-        return _results(definitions, functools.partial(load, wanted=wanted), *means)
+        return results_of(definitions, functools.partial(load, wanted=wanted))
 
-    yield from follow(slotted.definitions, means[0], copy, refresh=slotted.refresh)
+    yield from follow(slotted.definitions, console, copy, refresh=slotted.refresh)
 
 
 def _dry_run(call: cli.Call, chosen: list[Definition], wanted: Wanted, as_json: bool) -> int:

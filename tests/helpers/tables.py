@@ -6,7 +6,7 @@ from tests.conftest import Workplace
 
 EVENT = 'public."StatEvent"'
 RAW = "analytics_raw.stat_event"
-ITEM = """
+BARE = """
 - name: item
   config:
     meta:
@@ -14,7 +14,9 @@ ITEM = """
         key: Item
         source:
           table: item
-          cursor: {field: at, id_field: id}
+"""
+ITEM = f"""{BARE.rstrip()}
+          cursor: {{field: at, id_field: id}}
         conflict_columns: [id]
 """
 # The source sleeps at every row, so that there is something to watch.

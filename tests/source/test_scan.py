@@ -6,16 +6,8 @@ import psycopg
 import pytest
 
 from tests.conftest import Workplace, compare
+from tests.helpers.tables import BARE as ITEM
 
-ITEM = """
-- name: item
-  config:
-    meta:
-      exporter:
-        key: Item
-        source:
-          table: item
-"""
 LOG = f"{ITEM}        mode: append\n"
 TABLE = """
 create table item (id int primary key, v text);
@@ -35,6 +27,17 @@ def _equal(place: Workplace, *words: str) -> dict[str, object]:
     done = place.load("Item", *words)
     compare(place, "public.item", "analytics_raw.item")
     return done
+
+
+def _stop_first_load(place: Workplace, id: int) -> None:
+    """Begin the first load anew, with a raw table that refuses a row, as a kill would leave it."""
+    place.query(
+        place.analytics,
+        "truncate analytics_raw.item; delete from analytics_raw._exporter_state;"
+        f"alter table analytics_raw.item add constraint stop check (id <> {id})",
+    )
+    assert place.run("exporter", "load").returncode == 1
+    place.query(place.analytics, "alter table analytics_raw.item drop constraint stop")
 
 
 def test_what_changed_travels_and_nothing_else(place: Workplace) -> None:
@@ -234,13 +237,7 @@ def test_a_first_load_goes_on_in_partitions_that_grow(place: Workplace) -> None:
         "analyze item",
     )
     place.load("Item")
-    place.query(
-        place.analytics,
-        "truncate analytics_raw.item; delete from analytics_raw._exporter_state;"
-        "alter table analytics_raw.item add check (id <> 102000)",
-    )
-    assert place.run("exporter", "load").returncode == 1
-    place.query(place.analytics, "alter table analytics_raw.item drop constraint item_id_check")
+    _stop_first_load(place, 102000)
     place.query(
         place.core,
         "insert into item select n, repeat('x', 90) from generate_series(3001, 6000) n;"
@@ -355,14 +352,8 @@ def test_a_log_that_was_killed_in_its_first_load(place: Workplace) -> None:
     """It goes on where it was, and takes no row twice, though newer ones are in old blocks."""
     place.define(LOG.replace("mode: append", "mode: append\n        batch_rows: 100"))
     place.query(place.core, KEYLESS)
-    # Refused by raw in the middle, as a kill would leave it.
     place.load("Item")
-    place.query(
-        place.analytics,
-        "truncate analytics_raw.item; delete from analytics_raw._exporter_state;"
-        "alter table analytics_raw.item add check (id <> 1500)",
-    )
-    assert place.run("exporter", "load").returncode == 1
+    _stop_first_load(place, 1500)
     (landed,) = place.query(place.analytics, "select count(*) from analytics_raw.item")[0]
     assert 0 < landed < 2000
     with psycopg.connect(place.core, autocommit=True) as alone:
@@ -371,7 +362,6 @@ def test_a_log_that_was_killed_in_its_first_load(place: Workplace) -> None:
     place.query(
         place.core, "insert into item select 7, 'in an old block' from generate_series(1, 9)"
     )
-    place.query(place.analytics, "alter table analytics_raw.item drop constraint item_id_check")
     new = "count(*) filter (where v = 'in an old block')"
     for written in (2009 - landed, 0):  # what was committed meanwhile, too, and none of it twice
         assert place.load("Item")["rows_written"] == written

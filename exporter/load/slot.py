@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
 import psycopg
 
@@ -19,20 +17,18 @@ from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError, StoppedError
 from exporter.load import worth
+from exporter.load.changes import Landing, SlotTable
 from exporter.load.transfer import Attempt
-from exporter.raw import RawTable
 from exporter.raw import table as raw_table
-from exporter.raw.changes import ChangesStaging
 from exporter.source import keyed, slots
-from exporter.source.changes import Chunk, Gatherer, Grown, Member
+from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
 from exporter.source.snapshot import Server, observe
-from exporter.state import Binding, Position, Result, State, record, record_failure
+from exporter.state import Binding, Result, State, record_failure
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.terminal import Console, signals
 from exporter.wire import (
-    Connection,
     Sessions,
     connect,
     first_line,
@@ -40,25 +36,10 @@ from exporter.wire import (
     stopped_in_order,
     with_retries,
 )
-from exporter.wire.replication import lsn_number, lsn_text
+from exporter.wire.replication import lsn_number
 
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
-
-
-class _Table(NamedTuple):
-    """A table of the slot, as this load finds it."""
-
-    definition: Definition
-    reader: CopyReader
-    stored: State
-    binding: Binding
-    raw: RawTable
-    why_copy: str
-
-    @property
-    def member(self) -> Member:
-        return self.reader.member(self.stored, self.raw.columns)
 
 
 def follow(
@@ -190,7 +171,7 @@ class _Load:
         remembered.forget(self._destination, known.name)
         return None
 
-    def _look(self, definition: Definition) -> _Table:
+    def _look(self, definition: Definition) -> SlotTable:
         """Look at a table and its state, under its lock. Raises SourceError, DriftError."""
         destination, source = self._destination, self._source
         state.lock(destination, definition.destination)
@@ -212,7 +193,7 @@ class _Load:
             oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
             binding = Binding(reader.found, oid, reader.reading())
             why = reader.why_copy(stored, binding, empty=empty)
-        return _Table(found, reader, stored, binding, raw, why)
+        return SlotTable(found, reader, stored, binding, raw, why)
 
     def _published(self, slot: Slot | None, server: Server) -> tuple[Slot, bool]:
         """Bring the publication to the tables; return the slot, and whether one was added.
@@ -250,12 +231,12 @@ class _Load:
         )
         return slot
 
-    def _is_to_copy(self, table: _Table) -> bool:
+    def _is_to_copy(self, table: SlotTable) -> bool:
         return bool(table.why_copy) or (
             table.definition.key in self._refresh and not self.results[table.definition.key].run_id
         )
 
-    def _copied(self, tables: Sequence[_Table]) -> list[Definition]:
+    def _copied(self, tables: Sequence[SlotTable]) -> list[Definition]:
         """Copy these tables; return those that have their copy."""
         slots.await_writers(self._source, self.say)
         for table in tables:
@@ -279,11 +260,11 @@ class _Load:
                     done.append(originals[result.key])
         return done
 
-    def _stream(self, slot: Slot, tables: Sequence[_Table]) -> None:
+    def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""
         assert slot.lsn is not None
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
-        landing = _Landing(self._destination, slot, tables, self.results)
+        landing = Landing(self._destination, slot, tables, self.results)
         gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
         session = connect(self._source.variable, replication=True)
         with contextlib.closing(session):
@@ -296,86 +277,3 @@ class _Load:
                     del chunk
             finally:
                 following.stop(session)
-
-
-class _Landing:
-    """Lands chunks, each source transaction whole, and stores the positions."""
-
-    def __init__(
-        self,
-        destination: Connection,
-        slot: Slot,
-        tables: Sequence[_Table],
-        results: dict[str, Result],
-    ) -> None:
-        self._destination = destination
-        self._slot = slot
-        self._tables = {table.definition.key: table for table in tables}
-        self._results = results
-        self._number = 0
-        stamps = [slot.exported_at, *(table.stored.exported_at for table in tables)]
-        self._stamp = state.stamp_after(destination, [one for one in stamps if one])
-        self._stamps = {key: one.stored.exported_at for key, one in self._tables.items()}
-        self._rows = {key: one.stored.cursor is not None for key, one in self._tables.items()}
-        self._staging = {
-            key: ChangesStaging(destination, table.raw, number)
-            for number, (key, table) in enumerate(self._tables.items())
-        }
-
-    def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
-        """Land a chunk, and those after it up to the next commit; return the position."""
-        destination = self._destination
-        before = {key: replace(self._results[key].totals) for key in self._tables}
-        stamp = state.later(self._stamp, self._number)
-        changed: set[str] = set()
-        try:
-            with destination.transaction():
-                # What the source forgets must not be lost with a crash here.
-                destination.execute("set local synchronous_commit = on")
-                while True:
-                    self._apply(chunk, stamp, changed)
-                    if chunk.position is not None:
-                        break
-                    chunk = next(following)
-                self._store(chunk, stamp, changed)
-        except BaseException:
-            for key, totals in before.items():
-                self._results[key].totals = totals
-            raise
-        self._number += 1
-        return chunk.position
-
-    def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
-        for key, changes in chunk.changes.items():
-            stored = self._tables[key].stored.slot
-            settling = stored is not None and stored.snapshot is not None
-            landed = self._staging[key].land(changes, stamp, settling=settling)
-            totals = self._results[key].totals
-            if key not in changed:
-                totals.batches += 1
-            changed.add(key)
-            totals.rows_read += landed.read
-            totals.rows_written += landed.written
-            totals.rows_deleted += landed.deleted
-            totals.bytes += landed.size
-            self._rows[key] = self._rows[key] or landed.read > 0
-
-    def _store(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
-        assert chunk.position is not None
-        destination, lsn = self._destination, lsn_text(chunk.position)
-        remembered.reached(destination, self._slot.name, lsn, stamp if changed else None)
-        self._stamps.update(dict.fromkeys(changed, stamp))
-        for key, table in self._tables.items():
-            if key not in changed and not chunk.last:
-                continue
-            result, target = self._results[key], table.raw.target
-            stored = table.stored._replace(exported_at=self._stamps[key])
-            result.cursor = Position(lsn)
-            if chunk.last:
-                rows = self._rows[key]
-                if rows and result.totals.rows_deleted:
-                    rows = not raw_table.oid_and_emptiness(destination, target)[1]
-                now = table.reader.followed(stored, lsn, rows=rows)
-                stored = now._replace(binding=table.binding)
-            state.write(destination, target, stored)
-            record(destination, result, "ok" if chunk.last else "running")

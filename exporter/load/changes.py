@@ -1,0 +1,119 @@
+"""Chunks of a slot's changes into raw: each source transaction whole, with the position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from exporter import state
+from exporter.config import Definition
+from exporter.raw import RawTable
+from exporter.raw import table as raw_table
+from exporter.raw.changes import ChangesStaging
+from exporter.source.changes import Chunk, Member
+from exporter.source.copied import CopyReader
+from exporter.state import Binding, Position, Result, State, record
+from exporter.state import slots as remembered
+from exporter.state.slots import Slot
+from exporter.wire import Connection
+from exporter.wire.replication import lsn_text
+
+
+class SlotTable(NamedTuple):
+    """A table of the slot, as this load finds it."""
+
+    definition: Definition
+    reader: CopyReader
+    stored: State
+    binding: Binding
+    raw: RawTable
+    why_copy: str
+
+    @property
+    def member(self) -> Member:
+        """What the changes of the table are gathered by."""
+        return self.reader.member(self.stored, self.raw.columns)
+
+
+class Landing:
+    """Lands chunks, each source transaction whole, and stores the positions."""
+
+    def __init__(
+        self,
+        destination: Connection,
+        slot: Slot,
+        tables: Sequence[SlotTable],
+        results: dict[str, Result],
+    ) -> None:
+        self._destination = destination
+        self._slot = slot
+        self._tables = {table.definition.key: table for table in tables}
+        self._results = results
+        self._number = 0
+        stamps = [slot.exported_at, *(table.stored.exported_at for table in tables)]
+        self._stamp = state.stamp_after(destination, [one for one in stamps if one])
+        self._stamps = {key: one.stored.exported_at for key, one in self._tables.items()}
+        self._rows = {key: one.stored.cursor is not None for key, one in self._tables.items()}
+        self._staging = {
+            key: ChangesStaging(destination, table.raw, number)
+            for number, (key, table) in enumerate(self._tables.items())
+        }
+
+    def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
+        """Land a chunk, and those after it up to the next commit; return the position."""
+        destination = self._destination
+        before = {key: replace(self._results[key].totals) for key in self._tables}
+        stamp = state.later(self._stamp, self._number)
+        changed: set[str] = set()
+        try:
+            with destination.transaction():
+                # What the source forgets must not be lost with a crash here.
+                destination.execute("set local synchronous_commit = on")
+                while True:
+                    self._apply(chunk, stamp, changed)
+                    if chunk.position is not None:
+                        break
+                    chunk = next(following)
+                self._store(chunk, stamp, changed)
+        except BaseException:
+            for key, totals in before.items():
+                self._results[key].totals = totals
+            raise
+        self._number += 1
+        return chunk.position
+
+    def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
+        for key, changes in chunk.changes.items():
+            stored = self._tables[key].stored.slot
+            settling = stored is not None and stored.snapshot is not None
+            landed = self._staging[key].land(changes, stamp, settling=settling)
+            totals = self._results[key].totals
+            if key not in changed:
+                totals.batches += 1
+            changed.add(key)
+            totals.rows_read += landed.read
+            totals.rows_written += landed.written
+            totals.rows_deleted += landed.deleted
+            totals.bytes += landed.size
+            self._rows[key] = self._rows[key] or landed.read > 0
+
+    def _store(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
+        assert chunk.position is not None
+        destination, lsn = self._destination, lsn_text(chunk.position)
+        remembered.reached(destination, self._slot.name, lsn, stamp if changed else None)
+        self._stamps.update(dict.fromkeys(changed, stamp))
+        for key, table in self._tables.items():
+            if key not in changed and not chunk.last:
+                continue
+            result, target = self._results[key], table.raw.target
+            stored = table.stored._replace(exported_at=self._stamps[key])
+            result.cursor = Position(lsn)
+            if chunk.last:
+                rows = self._rows[key]
+                if rows and result.totals.rows_deleted:
+                    rows = not raw_table.oid_and_emptiness(destination, target)[1]
+                now = table.reader.followed(stored, lsn, rows=rows)
+                stored = now._replace(binding=table.binding)
+            state.write(destination, target, stored)
+            record(destination, result, "ok" if chunk.last else "running")

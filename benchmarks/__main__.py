@@ -6,7 +6,7 @@ import compileall
 
 import click
 
-from benchmarks import load, python_models, scaling, upsert, verify
+from benchmarks import capture, load, python_models, scaling, upsert, verify
 from benchmarks.contestants import ROOT
 
 
@@ -25,6 +25,7 @@ main.add_command(upsert.main, "upsert")
 main.add_command(python_models.main, "python")
 main.add_command(scaling.main, "scaling")
 main.add_command(verify.main, "verify")
+main.add_command(capture.main, "changes")
 
 if __name__ == "__main__":
     main()

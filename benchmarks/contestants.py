@@ -106,7 +106,7 @@ def _fdw_upsert(condition: str) -> str:
     )
 
 
-def _fdw_first(place: Place) -> list[str]:
+def fdw_first(place: Place) -> list[str]:
     parts = conninfo_to_dict(place.core)
     user = parts.pop("user", "postgres")
     password = parts.pop("password", None)
@@ -128,7 +128,7 @@ def _fdw_first(place: Place) -> list[str]:
     )
 
 
-def _fdw_again(place: Place) -> list[str]:
+def fdw_again(place: Place) -> list[str]:
     script = (
         "select max(updated_at) as last from bench_fdw.stat_event \\gset\n"
         + _fdw_upsert("where updated_at > :'last'::timestamp")
@@ -176,8 +176,8 @@ CONTESTANTS = (
         FDW,
         "bench_fdw.stat_event",
         "drop schema if exists bench_fdw cascade",
-        _fdw_first,
-        _fdw_again,
+        fdw_first,
+        fdw_again,
         10**9,
     ),
     Contestant(

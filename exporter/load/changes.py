@@ -45,7 +45,10 @@ class Landing:
         slot: Slot,
         tables: Sequence[SlotTable],
         results: dict[str, Result],
+        *,
+        trusting: bool,
     ) -> None:
+        """``trusting``: see ``ChangesStaging``."""
         self._destination = destination
         self._slot = slot
         self._tables = {table.definition.key: table for table in tables}
@@ -56,12 +59,15 @@ class Landing:
         self._stamps = {key: one.stored.exported_at for key, one in self._tables.items()}
         self._rows = {key: one.stored.cursor is not None for key, one in self._tables.items()}
         self._staging = {
-            key: ChangesStaging(destination, table.raw, number)
+            key: ChangesStaging(destination, table.raw, number, trusting=trusting)
             for number, (key, table) in enumerate(self._tables.items())
         }
 
     def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
-        """Land a chunk, and those after it up to the next commit; return the position."""
+        """Land a chunk, and those after it up to the next commit; return the position.
+
+        Raises RowError, DriftError, Present.
+        """
         destination = self._destination
         before = {key: replace(self._results[key].totals) for key in self._tables}
         stamp = state.later(self._stamp, self._number)

@@ -20,6 +20,7 @@ from exporter.load import worth
 from exporter.load.changes import Landing, SlotTable
 from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
+from exporter.raw.changes import Present
 from exporter.source import keyed, slots
 from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
@@ -85,6 +86,7 @@ class _Load:
         self._copy = copy
         self._refresh = refresh
         self._gone: frozenset[tuple[str, str]] = frozenset()
+        self._trusting = True  # what is new at the source is new to raw
         self._began = time.monotonic()
         self.results = {one.key: Result(one.key) for one in definitions}
 
@@ -106,6 +108,8 @@ class _Load:
                         return
                     except Grown as grown:  # looked at again, a table has them, or has lost them
                         self._gone |= grown.columns
+                    except Present:
+                        self._trusting = False
 
     def ended(self, error: ExporterError | None) -> None:
         """Give the error to the tables that have none of their own, and record it."""
@@ -264,7 +268,7 @@ class _Load:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""
         assert slot.lsn is not None
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
-        landing = Landing(self._destination, slot, tables, self.results)
+        landing = Landing(self._destination, slot, tables, self.results, trusting=self._trusting)
         gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
         session = connect(self._source.variable, replication=True)
         with contextlib.closing(session):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import psycopg
 from psycopg import sql
@@ -11,7 +12,7 @@ from exporter.errors import DriftError, RowError
 from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
 from exporter.raw.table import DELETED, STAMP, RawTable
-from exporter.source.changes import Changes
+from exporter.source.changes import CHANGED, NEW, REMOVE, Changes
 from exporter.wire import Block, Connection, find_operators, pour
 
 _COMMA = sql.SQL(", ")
@@ -28,17 +29,24 @@ class Landed:
         self.read = self.written = self.deleted = self.size = 0
 
 
+class Present(Exception):  # noqa: N818  no error: the load lands the changes otherwise
+    """Raw has a row that is new at the source: somebody has put it there."""
+
+
 class ChangesStaging:
     """A temporary table for the changes of one raw table. Its rows go with each transaction.
 
-    ``settling``: changes may be older than the copy of the table, which may lack their rows.
+    ``trusting``: a row that is new at the source is new to raw, which costs less to insert.
     """
 
-    def __init__(self, destination: Connection, raw: RawTable, number: int) -> None:
+    def __init__(
+        self, destination: Connection, raw: RawTable, number: int, *, trusting: bool
+    ) -> None:
         self._destination = destination
         self._raw = raw
         self._name = sql.Identifier(f"_exporter_changes_{number}")
         self._made = False
+        self._trusting = trusting and not raw.marked  # a marked row may be there again
         at = {column.name: place for place, column in enumerate(raw.columns)}
         self._keys = [(name, at[name]) for name in raw.target.conflict_columns]
         narrow = ", ".join(raw.narrow)
@@ -50,7 +58,10 @@ class ChangesStaging:
             )
 
     def land(self, changes: Changes, stamp: str, *, settling: bool) -> Landed:
-        """Land changes in the running transaction. Raises RowError, DriftError."""
+        """Land changes in the running transaction. Raises RowError, DriftError, Present.
+
+        ``settling``: changes may be older than the copy of the table, which may lack their rows.
+        """
         landed = Landed()
         destination = self._destination
         if not self._made:
@@ -66,11 +77,16 @@ class ChangesStaging:
         )
         _, landed.size = pour(destination, copy, _blocks(changes))
         destination.execute(BY_INDEX)
+        count = changes.count()
         try:
             if changes.patches:
-                self._complete(settling=settling)
-            removed = destination.execute(self._removed(stamp)).rowcount
-            landed.written = destination.execute(self._written(stamp)).rowcount
+                count[CHANGED] += self._complete(settling=settling)
+            if count[REMOVE]:
+                landed.deleted += destination.execute(self._removed(stamp)).rowcount
+            if self._trusting and not settling:
+                landed.written = self._land_apart(count, stamp)
+            else:
+                landed.written = self._execute(statements.changed, stamp, NEW, CHANGED)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             column = f", column {error.diag.column_name}" if error.diag.column_name else ""
             raise RowError(
@@ -78,9 +94,22 @@ class ChangesStaging:
                 hint="correct the table at the destination, then run exporter load again: it goes"
                 " on before these changes",
             ) from None
-        landed.deleted += removed
-        landed.read = len(changes.rows) - changes.removals
+        landed.read = len(changes.rows) - count[REMOVE]
         return landed
+
+    def _land_apart(self, count: Counter[int], stamp: str) -> int:
+        """Update the rows that raw has, insert the others; return how many were written."""
+        written = 0
+        if count[CHANGED]:
+            written += self._execute(statements.updated, stamp, CHANGED)
+            if written < count[CHANGED]:  # some are as raw has them, or raw lacks some
+                written += self._execute(statements.changed, stamp, CHANGED)
+        if count[NEW]:
+            try:
+                written += self._execute(statements.inserted, stamp, NEW)
+            except psycopg.errors.UniqueViolation:
+                raise Present from None
+        return written
 
     # -- the statements
 
@@ -138,18 +167,27 @@ class ChangesStaging:
             sql.Identifier(DELETED),
         )
 
-    def _written(self, stamp: str) -> sql.Composed:
+    def _execute(
+        self,
+        statement: Callable[[RawTable, str, sql.Composable], sql.Composed],
+        stamp: str,
+        *kinds: int,
+    ) -> int:
+        """Land the rows of these kinds by a statement; return how many were written."""
         typed = [
             sql.SQL("{} as {}").format(self._typed(place), sql.Identifier(column.name))
             for place, column in enumerate(self._raw.columns)
         ]
-        rows = sql.SQL("(select {} from {} s where s._op = 'u') s").format(
-            _COMMA.join(typed), self._name
+        rows = sql.SQL("(select {} from {} s where s._op in ({})) s").format(
+            _COMMA.join(typed), self._name, _COMMA.join(sql.Literal(chr(kind)) for kind in kinds)
         )
-        return statements.changed(self._raw, stamp, rows)
+        return self._destination.execute(statement(self._raw, stamp, rows)).rowcount
 
-    def _complete(self, *, settling: bool) -> None:
-        """Take from raw what staged rows keep of it. Raises DriftError where it has no such row."""
+    def _complete(self, *, settling: bool) -> int:
+        """Take from raw what staged rows keep of it; return how many rows are complete now.
+
+        Raises DriftError where raw has no such row.
+        """
         raw = self._raw
         taken = [
             sql.SQL(
@@ -170,16 +208,17 @@ class ChangesStaging:
             for number, (name, place) in enumerate(self._keys)
         )
         execute = self._destination.execute
-        execute(
+        count = execute(
             sql.SQL(
                 "update {} s set _op = 'u', {} from {} r where s._op in ('p', 'i') and {}"
             ).format(self._name, _COMMA.join(taken), raw.name, under)
-        )
+        ).rowcount
         # The rest of the columns is newer than the row.
-        execute(sql.SQL("update {} set _op = 'u' where _op = 'i'").format(self._name))
+        rest = sql.SQL("update {} set _op = 'u' where _op = 'i'").format(self._name)
+        count += execute(rest).rowcount
         if settling:  # the copy was made later, when the row was gone: its removal follows
             execute(sql.SQL("delete from {} where _op = 'p'").format(self._name))
-            return
+            return count
         key = _COMMA.join(
             sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
             for name, place in self._keys
@@ -195,6 +234,7 @@ class ChangesStaging:
                 " source: somebody has removed it there",
                 hint=f"exporter load {raw.target.key} --full-refresh",
             )
+        return count
 
 
 def _blocks(changes: Changes) -> Iterator[Block]:

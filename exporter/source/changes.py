@@ -6,7 +6,9 @@ source transaction that is larger comes in several, of which only the last one h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from exporter.errors import SourceError
@@ -15,7 +17,9 @@ from exporter.source.pgoutput import NULL, Fields, Relation
 
 CHUNK = 4 * 1024 * 1024  # bytes; one lands, one waits, one is gathered
 _STEP = 64 * 1024 * 1024  # bytes of WAL after which a position is worth to be stored, without rows
-UPSERT, PATCH, PRESENT, REMOVE = b"u", b"p", b"i", b"d"
+# A staged row is new to raw; raw has it; raw has the rest of it; raw may have the rest; it is gone.
+NEW, CHANGED, PATCH, PRESENT, REMOVE = b"nupid"
+_OP = 6  # the place of it in a staged row
 
 
 class Snapshot(NamedTuple):
@@ -72,10 +76,9 @@ class Changes:
         self.emptied = False  # before these rows
         self.patches = False  # some rows are to be completed from raw
 
-    @property
-    def removals(self) -> int:
-        """How many of the rows are gone."""
-        return sum(row[6:7] == REMOVE for row in self.rows.values())
+    def count(self) -> Counter[int]:
+        """Return how many rows there are of each kind."""
+        return Counter(map(itemgetter(_OP), self.rows.values()))
 
 
 class Chunk(NamedTuple):
@@ -107,7 +110,8 @@ class _Layout:
         count = len(member.keys)
         self._head = (2 + count + len(self.places)).to_bytes(2, "big")
         self._no_key = NULL * count
-        self.upsert = self._head + b"\0\0\0\1" + UPSERT + NULL + self._no_key
+        self.new = self._whole(NEW)
+        self.changed = self._whole(CHANGED)
         # where the key's columns are in a staged row
         self._staged_keys = {member.columns.index(name): at[name] for name in member.keys}
 
@@ -123,21 +127,28 @@ class _Layout:
             NULL if place is None else None if place < 0 else fields[place] for place in self.places
         ]
 
-    def staged(self, op: bytes, fields: Sequence[bytes | None], under: bytes) -> bytes:
+    def _whole(self, op: int) -> bytes:
+        """Return what stands before all columns of a row."""
+        return self._op(op) + NULL + self._no_key
+
+    def _op(self, op: int) -> bytes:
+        return self._head + b"\0\0\0\1" + bytes([op])
+
+    def staged(self, op: int, fields: Sequence[bytes | None], under: bytes) -> bytes:
         """Return a row that is to be completed with what raw has ``under`` a key."""
         kept = "".join("1" if field is None else "0" for field in fields).encode()
         row = b"".join([NULL if field is None else field for field in fields])
         size = len(kept).to_bytes(4, "big")
-        return self._head + b"\0\0\0\1" + op + size + kept + under + row
+        return self._op(op) + size + kept + under + row
 
     def removal(self, fields: Fields) -> bytes:
         """Return the row that removes this one."""
         row = [NULL] * len(self.places)
         for staged, place in self._staged_keys.items():
             row[staged] = fields[place] or NULL
-        return self._head + b"\0\0\0\1" + REMOVE + NULL + self._no_key + b"".join(row)
+        return self._whole(REMOVE) + b"".join(row)
 
-    def parsed(self, row: bytes) -> tuple[bytes, Fields, bytes]:
+    def parsed(self, row: bytes) -> tuple[int, Fields, bytes]:
         """Return what a staged row does, its columns, and the key under which raw has the rest."""
         fields: list[bytes] = []
         place = 2
@@ -148,7 +159,7 @@ class _Layout:
             place = end
         count = len(self.key_places)
         op, kept, under, values = (
-            fields[0][4:],
+            row[_OP],
             fields[1][4:],
             fields[2 : 2 + count],
             fields[2 + count :],
@@ -256,15 +267,16 @@ class Gatherer:
         self._changes[layout.member.key].emptied = True
 
     def _insert(self, layout: _Layout, changes: Changes, row: Fields) -> None:
-        key, chosen = layout.key(row), layout.chosen(row)
+        key, chosen, rows = layout.key(row), layout.chosen(row), changes.rows
         if not layout.lacks:
-            changes.rows[key] = layout.upsert + b"".join(chosen)  # type: ignore[arg-type]
+            head = layout.changed if key in rows else layout.new
+            rows[key] = head + b"".join(chosen)  # type: ignore[arg-type]
             return
         # Copied after this change, raw may have the row with the columns that these changes lack.
-        if key in changes.rows or changes.emptied:
-            changes.rows[key] = layout.upsert + b"".join([field or NULL for field in chosen])
+        if key in rows or changes.emptied:
+            rows[key] = layout.changed + b"".join([field or NULL for field in chosen])
         else:
-            changes.rows[key] = layout.staged(PRESENT, chosen, key)
+            rows[key] = layout.staged(PRESENT, chosen, key)
             changes.patches = True
 
     def _update(self, layout: _Layout, changes: Changes, old: Fields | None, row: Fields) -> None:
@@ -275,14 +287,9 @@ class Gatherer:
         before = key if old is None else layout.key(old)
         chosen = layout.chosen(row)
         rows = changes.rows
-        if None not in chosen:
-            if before != key:
-                rows[before] = layout.removal(old)  # type: ignore[arg-type]
-            rows[key] = layout.upsert + b"".join(chosen)  # type: ignore[arg-type]
-            return
         earlier = rows.get(before)
         op, under = PATCH, before
-        if earlier is not None:
+        if None in chosen and earlier is not None:
             done, values, was_under = layout.parsed(earlier)
             if done == REMOVE:
                 raise SourceError(f"{layout.member.key}: the slot updates a row that it removed")
@@ -293,8 +300,12 @@ class Gatherer:
             op, under = done, was_under
         if before != key:
             rows[before] = layout.removal(old)  # type: ignore[arg-type]
+            is_new = key not in rows
+        else:
+            is_new = earlier is not None and earlier[_OP] == NEW
         if None in chosen:
             rows[key] = layout.staged(op, chosen, under)
             changes.patches = True
         else:
-            rows[key] = layout.upsert + b"".join(chosen)  # type: ignore[arg-type]
+            head = layout.new if is_new else layout.changed
+            rows[key] = head + b"".join(chosen)  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -73,22 +72,27 @@ def main(
     chosen = [name for name in CONTESTANTS if not only or name in only]
     for shape in shapes or SHAPES:
         for number in range(rounds):
-            with _place() as (server, place):
-                _prepare(place, rows, SHAPES[shape] or rows)
-                for name in chosen:
-                    CONTESTANTS[name].first(place)
-                    sql(place.analytics, f"vacuum (analyze) {CONTESTANTS[name].table}")
-                _change(place)
-                for name in rotated(chosen, number):
-                    sql(place.analytics, "checkpoint")
-                    cost = _cost(server, place, CONTESTANTS[name])
-                    costs[shape, name].append(cost)
-                    click.echo(f"round {number + 1}, {shape}: {name} {cost}", err=True)
-                _assert_same(place, chosen)
+            for name, cost in _round(chosen, number, rows, SHAPES[shape] or rows):
+                costs[shape, name].append(cost)
+                click.echo(f"round {number + 1}, {shape}: {name} {cost}", err=True)
     table = _table(costs, rows)
     click.echo(table)
     if save:
         write_section("changes", f"{about(rounds)}\n\n{table}")
+
+
+def _round(chosen: list[str], number: int, rows: int, share: int) -> Iterator[tuple[str, Cost]]:
+    """Let each contestant land the same changes on a new server; ``share`` rows a transaction."""
+    with _place() as (server, place):
+        _prepare(place, rows, share)
+        for name in chosen:
+            CONTESTANTS[name].first(place)
+            sql(place.analytics, f"vacuum (analyze) {CONTESTANTS[name].table}")
+        _change(place)
+        for name in rotated(chosen, number):
+            sql(place.analytics, "checkpoint")
+            yield name, _cost(server, place, CONTESTANTS[name])
+        _assert_same(place, chosen)
 
 
 # -- the changes
@@ -137,11 +141,10 @@ def _load(key: str) -> Callable[[Place], list[str]]:
 
 
 def _run(command: Callable[[Place], list[str]]) -> Callable[[Place], None]:
-    return lambda place: void(cost_of(command(place), _environment(place), place.analytics))
+    def run(place: Place) -> None:
+        cost_of(command(place), _environment(place), place.analytics)
 
-
-def void(_: object) -> None:
-    """Forget a value."""
+    return run
 
 
 def _environment(place: Place) -> dict[str, str]:
@@ -153,12 +156,7 @@ def _subscribe(place: Place) -> None:
     sql(place.core, 'create publication bench for table "StatEvent"')
     sql(place.core, "select pg_create_logical_replication_slot('bench', 'pgoutput')")
     sql(place.analytics, f'create table "StatEvent" ({TYPED}, primary key (id))')
-    copy = [
-        shlex.join(["psql", "-qX", url, "-c", f'copy "StatEvent" {where} (format binary)'])
-        for url, where in ((place.core, "to stdout"), (place.analytics, "from stdin"))
-    ]
-    del copy
-    _text_copy(place)
+    _copy(place)
     sql(
         place.analytics,
         f"create subscription bench connection '{place.core}' publication bench"
@@ -166,7 +164,7 @@ def _subscribe(place: Place) -> None:
     )
 
 
-def _text_copy(place: Place) -> None:
+def _copy(place: Place) -> None:
     with psycopg.connect(place.core) as source, psycopg.connect(place.analytics) as destination:
         out = source.cursor().copy(f'copy "StatEvent" ({NAMES}) to stdout')
         into = destination.cursor().copy(f'copy "StatEvent" ({NAMES}) from stdin')

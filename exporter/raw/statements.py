@@ -159,21 +159,16 @@ def inserted(raw: RawTable, stamp: str, rows: sql.Composable) -> sql.Composed:
 
 
 def updated(raw: RawTable, stamp: str, rows: sql.Composable) -> sql.Composed:
-    """Return the statement for ``rows``, a table called ``s``, of those that raw has.
+    """Return the statement for ``rows``, a table called ``s``, of those that raw has, unmarked.
 
     It costs two thirds of ``changed``: no row is locked before, or looked for to be inserted.
     """
-    values = [
-        sql.SQL("{}::timestamptz").format(sql.Literal(stamp))
-        if name == sql.Identifier(STAMP)
-        else sql.NULL
-        if name == sql.Identifier(DELETED)
-        else sql.SQL("s.") + name
-        for name in _written(raw)
-    ]
+    now = sql.SQL("{}::timestamptz").format(sql.Literal(stamp))
+    names = [name for name in _written(raw) if name not in raw.key] or raw.key
+    values = [now if name == sql.Identifier(STAMP) else sql.SQL("s.") + name for name in names]
     return (
         sql.SQL("update {} d set ({}) = row({}) from ").format(
-            raw.name, _COMMA.join(_written(raw)), _COMMA.join(values)
+            raw.name, _COMMA.join(names), _COMMA.join(values)
         )
         + rows
         + sql.SQL(" where {} and {}").format(_same_key(raw, "s", "d"), _differs(raw, "s", "d"))

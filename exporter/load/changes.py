@@ -107,7 +107,8 @@ class Landing:
     def _store(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
         assert chunk.position is not None
         destination, lsn = self._destination, lsn_text(chunk.position)
-        remembered.reached(destination, self._slot.name, lsn, stamp if changed else None)
+        stamped = stamp if changed else None
+        remembered.reached(destination, self._slot.name, lsn, chunk.commit, stamped)
         self._stamps.update(dict.fromkeys(changed, stamp))
         for key, table in self._tables.items():
             if key not in changed and not chunk.last:

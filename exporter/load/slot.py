@@ -24,6 +24,8 @@ from exporter.raw.changes import Present
 from exporter.source import keyed, slots
 from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
+from exporter.source.landed import Parted, position_of, unlanded
+from exporter.source.slots import Found
 from exporter.source.snapshot import Server, observe
 from exporter.state import Binding, Result, State, record_failure
 from exporter.state import slots as remembered
@@ -71,6 +73,32 @@ def follow(
     return list(load.results.values())
 
 
+def _why_anew(
+    known: Slot, found: Found | None, server: Server, fork: int | None, *, parted: bool
+) -> str:
+    """Return why a slot cannot be read on; "" if it can.
+
+    ``fork`` is where the source left the timeline that the slot was read on, ``parted`` whether it
+    sends another history.
+    """
+    assert known.lsn
+    elsewhere = ""
+    if known.timeline and server.timeline and known.timeline != server.timeline:
+        elsewhere = f"is of timeline {known.timeline}, and the source is on {server.timeline}"
+    if found is None:
+        return f"{elsewhere}{', and ' * bool(elsewhere)}is not at the source any more"
+    if found.lost:
+        return f"is lost: {found.lost}"
+    confirmed = lsn_number(found.confirmed or known.lsn)
+    if confirmed > lsn_number(known.lsn):
+        return "was read further by somebody else, or the destination is an older one"
+    if elsewhere and (fork is None or max(confirmed, position_of(known.last_commit)) > fork):
+        return f"{elsewhere}, which does not have all that has landed"
+    if parted or (not elsewhere and lsn_number(known.lsn) > (server.lsn or 0)):
+        return "was read further than the source has WAL: it has lost commits"
+    return ""
+
+
 class _Load:
     """The steps of a load, and what they have found so far."""
 
@@ -87,6 +115,7 @@ class _Load:
         self._refresh = refresh
         self._gone: frozenset[tuple[str, str]] = frozenset()
         self._trusting = True  # what is new at the source is new to raw
+        self._parted = False
         self._began = time.monotonic()
         self.results = {one.key: Result(one.key) for one in definitions}
 
@@ -110,6 +139,8 @@ class _Load:
                         self._gone |= grown.columns
                     except Present:
                         self._trusting = False
+                    except Parted:
+                        self._parted = True
 
     def ended(self, error: ExporterError | None) -> None:
         """Give the error to the tables that have none of their own, and record it."""
@@ -152,28 +183,29 @@ class _Load:
         known = remembered.of_source(self._destination, server.cluster, server.database)
         if known is None:
             return None
-        found = next(iter(slots.find(self._source, known.name)), None)
-        if known.lsn is None:  # a load was killed while it made the slot
-            why = ""
-        elif known.timeline != server.timeline:
-            why = f"is of timeline {known.timeline}, and the source is on {server.timeline}"
-        elif lsn_number(known.lsn) > (server.lsn or 0):  # what comes there now, no slot would send
-            why = "was read further than the source has WAL: it has lost commits"
-        elif found is None:
-            why = "is not at the source any more"
-        elif found.lost:
-            why = "is lost: the source has removed WAL that it held back (max_slot_wal_keep_size)"
-        elif found.confirmed and lsn_number(found.confirmed) > lsn_number(known.lsn):
-            why = "was read further by somebody else, or the destination is an older one"
-        else:
-            return known
-        if why:
+        if known.lsn is not None:  # else a load was killed while it made the slot
+            found = next(iter(slots.find(self._source, known.name)), None)
+            fork = self._fork(known, server)
+            why = _why_anew(known, found, server, fork, parted=self._parted)
+            if found and not why:
+                if fork is not None:
+                    known = known._replace(timeline=server.timeline)
+                    remembered.moved(self._destination, known, fork)
+                return known._replace(lsn=found.confirmed or known.lsn)
+            self._parted = False
             self.say(
                 f"the slot {known.name} {why}: it is made anew, and its tables copied", "warning"
             )
         slots.drop(self._source, known.name)
         remembered.forget(self._destination, known.name)
         return None
+
+    def _fork(self, known: Slot, server: Server) -> int | None:
+        """Return where the source left the timeline that the slot was read on, if it has."""
+        if None in (known.timeline, server.timeline) or known.timeline == server.timeline:
+            return None
+        with contextlib.closing(connect(self._source.variable, replication=True)) as session:
+            return replication.fork(session, known.timeline, server.timeline)
 
     def _look(self, definition: Definition) -> SlotTable:
         """Look at a table and its state, under its lock. Raises SourceError, DriftError."""
@@ -273,7 +305,9 @@ class _Load:
         session = connect(self._source.variable, replication=True)
         with contextlib.closing(session):
             stream = replication.Slot(session, slot.name, slot.name, begin)
-            following = replication.Following(stream, gatherer.chunks)
+            following = replication.Following(
+                stream, lambda sent: gatherer.chunks(unlanded(sent, begin, slot.last_commit))
+            )
             try:
                 chunks = iter(following)
                 for chunk in chunks:

@@ -82,11 +82,15 @@ class Changes:
 
 
 class Chunk(NamedTuple):
-    """Changes by their definition's key. Without a ``position`` it ends amid a transaction."""
+    """Changes by their definition's key. Without a ``position`` it ends amid a transaction.
+
+    ``commit`` is the last one so far, as ``pgoutput.commit_of`` tells it.
+    """
 
     changes: dict[str, Changes]
     position: int | None
     last: bool
+    commit: bytes | None
 
 
 class _Layout:
@@ -190,6 +194,7 @@ class Gatherer:
         self._changes: dict[str, Changes] = {}
         self._size = 0
         self._xid = 0
+        self._commit: bytes | None = None
 
     def chunks(self, messages: Iterator[bytes | int]) -> Iterator[Chunk]:
         """Yield chunks, the last one with a position at or behind the end. Raises SourceError."""
@@ -211,6 +216,7 @@ class Gatherer:
                 self._xid, within = pgoutput.begun(message), True
             elif kind == pgoutput.COMMIT:
                 within, position = False, max(position, pgoutput.committed(message))
+                self._commit = pgoutput.commit_of(message)
                 if position >= self._end:
                     yield self._cut(position, last=True)
                     return
@@ -224,7 +230,7 @@ class Gatherer:
 
     def _cut(self, position: int | None, *, last: bool = False) -> Chunk:
         changes, self._changes, self._size = self._changes, {}, 0
-        return Chunk(changes, position, last)
+        return Chunk(changes, position, last, self._commit)
 
     def _take(self, kind: int, message: bytes) -> None:
         if kind == pgoutput.RELATION:

@@ -59,7 +59,11 @@ class CopyReader(ScanReader):
         """
         if stored.slot is None or stored.slot.until is None or stored.binding is None:
             return "its rows are copied, then its changes follow"
-        judgement = judge(stored.binding, now, raw_is_empty=empty and stored.cursor is not None)
+        before = stored.binding
+        if stored.slot.snapshot is None:  # it has landed what the slot has, which is looked after
+            source = before.source._replace(timeline=None, lsn=None, next_xid=None)
+            before = before._replace(source=source)
+        judgement = judge(before, now, raw_is_empty=empty and stored.cursor is not None)
         if judgement.worth is not Worth.ONWARD:
             return judgement.reason
         return self._why(stored)

@@ -40,6 +40,11 @@ def committed(message: bytes) -> int:
     return int(_commit(message, 1)[2])
 
 
+def commit_of(message: bytes) -> bytes:
+    """Return what tells a commit apart: the position behind it, and its time."""
+    return message[10:26]
+
+
 def oid_of(message: bytes) -> int:
     """Return the table of an insert, update, delete or description."""
     return int(_length(message, 1)[0])

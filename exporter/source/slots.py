@@ -29,15 +29,24 @@ _RIGHT = (
 )
 
 
+_LOST = {
+    "wal_removed": "the source has removed WAL that it held back (max_slot_wal_keep_size)",
+    "idle_timeout": "nobody has read it for so long (idle_replication_slot_timeout)",
+}
+
+
 class Found(NamedTuple):
-    """A slot as the source has it. ``held`` are the bytes of WAL that it holds back."""
+    """A slot as the source has it. ``held`` are the bytes of WAL that it holds back.
+
+    ``lost``: why it cannot be read any more, "" where it can.
+    """
 
     name: str
     plugin: str
     database: str | None
     active_pid: int | None
     confirmed: str | None
-    lost: bool
+    lost: str
     held: int | None
 
 
@@ -80,14 +89,17 @@ def find(source: Connection, name: str | None = None) -> list[Found]:
     """Return the slots of that name, or all of ours."""
     rows = source.execute(
         "select slot_name, plugin, database, active_pid, confirmed_flush_lsn::text,"
-        " coalesce(wal_status = 'lost', false) or restart_lsn is null,"
+        # By name: servers before 17 lack the one column, those before 16 the other.
+        " case when coalesce(wal_status <> 'lost', true) and restart_lsn is not null then ''"
+        " when (to_jsonb(s)->>'conflicting')::bool then 'rows_removed'"
+        " else coalesce(to_jsonb(s)->>'invalidation_reason', 'wal_removed') end,"
         " pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
         " else pg_current_wal_lsn() end, restart_lsn)::bigint"
-        " from pg_replication_slots where slot_name = coalesce(%s, slot_name)"
+        " from pg_replication_slots s where slot_name = coalesce(%s, slot_name)"
         " and starts_with(slot_name, %s) order by 1",
         (name, "" if name else PREFIX),
     ).fetchall()
-    return [Found(*row) for row in rows]
+    return [Found(*row[:5], _LOST.get(row[5], row[5]), row[6]) for row in rows]
 
 
 def make(source: Connection, name: str, say: Callable[[str], None]) -> str:

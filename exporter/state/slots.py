@@ -12,6 +12,7 @@ from exporter.errors import LockedError
 from exporter.state import position
 from exporter.state.binding import Source
 from exporter.wire import Connection
+from exporter.wire.replication import lsn_text
 
 SLOTS = sql.Identifier(position.SCHEMA, "_exporter_slots")
 _TABLE = """
@@ -21,6 +22,7 @@ create table if not exists {} (
     database text not null,
     timeline int,
     lsn pg_lsn,
+    last_commit bytea,
     exported_at timestamptz,
     updated_at timestamptz not null default now()
 )
@@ -30,13 +32,15 @@ create table if not exists {} (
 class Slot(NamedTuple):
     """A slot by its name. ``lsn``: all that was committed before it is in the destination.
 
-    None while the slot is not known to be there. ``exported_at`` is the last stamp given.
+    None while the slot is not known to be there. ``exported_at`` is the last stamp given,
+    ``last_commit`` the last commit that has landed: its position and its time.
     """
 
     name: str
     lsn: str | None = None
     exported_at: str | None = None
     timeline: int | None = None
+    last_commit: bytes | None = None
 
 
 def create_table(destination: Connection) -> None:
@@ -73,8 +77,8 @@ def of_source(destination: Connection, cluster: str | None, database: str) -> Sl
     """Return the slot that is read for a source, None before there is one."""
     row = destination.execute(
         sql.SQL(
-            "select slot, lsn::text, exported_at::text, timeline from {} where database = %s"
-            " and coalesce(cluster, '') = coalesce(%s, '')"
+            "select slot, lsn::text, exported_at::text, timeline, last_commit from {}"
+            " where database = %s and coalesce(cluster, '') = coalesce(%s, '')"
         ).format(SLOTS),
         (database, cluster),
     ).fetchone()
@@ -103,15 +107,37 @@ def remember(destination: Connection, slot: Slot, cluster: str | None, database:
     )
 
 
-def reached(destination: Connection, name: str, lsn: str, stamp: str | None) -> None:
+def reached(
+    destination: Connection, name: str, lsn: str, commit: bytes | None, stamp: str | None
+) -> None:
     """Store a position. Belongs in the transaction that lands the changes up to it."""
     destination.execute(
         sql.SQL(
-            "update {} set lsn = %s, exported_at = coalesce(%s::timestamptz, exported_at),"
+            "update {} set lsn = %s, last_commit = coalesce(%s, last_commit),"
+            " exported_at = coalesce(%s::timestamptz, exported_at),"
             " updated_at = clock_timestamp() where slot = %s"
         ).format(SLOTS),
-        (lsn, stamp, name),
+        (lsn, commit, stamp, name),
     )
+
+
+def moved(destination: Connection, slot: Slot, fork: int) -> None:
+    """Take note that the source is on another timeline, which left the one before at ``fork``.
+
+    Tables whose copies may have rows from behind it miss what became of them.
+    """
+    with destination.transaction():
+        destination.execute(
+            sql.SQL("update {} set timeline = %s where slot = %s").format(SLOTS),
+            (slot.timeline, slot.name),
+        )
+        destination.execute(
+            sql.SQL(
+                "update {} set slot = null where slot ->> 'name' = %s and (slot ->> 'snapshot'"
+                " is not null or (slot ->> 'until')::pg_lsn > %s::pg_lsn)"
+            ).format(position.STATE),
+            (slot.name, lsn_text(fork)),
+        )
 
 
 def forget(destination: Connection, name: str) -> None:

@@ -189,6 +189,22 @@ class Following(Generic[Item]):
                     self._slot.tick()
 
 
+def fork(connection: Connection, before: int, now: int) -> int | None:
+    """Return where the timeline ``now`` has left an earlier one; None where that is none of it.
+
+    The connection is one for replication.
+    """
+    if now == 1:
+        return None
+    result = connection.pgconn.exec_(f"TIMELINE_HISTORY {now}".encode())
+    content = (result.get_value(0, 1) or b"") if result.ntuples else b""
+    for line in content.decode().splitlines():
+        timeline, _, rest = line.partition("\t")
+        if timeline.strip() == str(before):
+            return lsn_number(rest.split("\t")[0])
+    return None
+
+
 def lsn_number(text: str) -> int:
     """Return a WAL position as a number: ``1/2A`` is 2³² + 42."""
     high, _, low = text.partition("/")

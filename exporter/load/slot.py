@@ -163,7 +163,7 @@ class _Load:
         remembered.create_table(destination)
         slots.refuse_unfit(source)
         server = observe(source, State()).server
-        remembered.lock(destination, server.database)
+        remembered.lock(destination, server.cluster, server.database)
         slot = self._slot(server)
         tables = [self._look(one) for one in self._definitions]  # before anything is made
         slot, added = self._published(slot, server)
@@ -202,10 +202,11 @@ class _Load:
 
     def _fork(self, known: Slot, server: Server) -> int | None:
         """Return where the source left the timeline that the slot was read on, if it has."""
-        if None in (known.timeline, server.timeline) or known.timeline == server.timeline:
+        before, now = known.timeline, server.timeline
+        if before is None or now is None or before == now:
             return None
         with contextlib.closing(connect(self._source.variable, replication=True)) as session:
-            return replication.fork(session, known.timeline, server.timeline)
+            return replication.fork(session, before, now)
 
     def _look(self, definition: Definition) -> SlotTable:
         """Look at a table and its state, under its lock. Raises SourceError, DriftError."""

@@ -99,7 +99,7 @@ def find(source: Connection, name: str | None = None) -> list[Found]:
         " and starts_with(slot_name, %s) order by 1",
         (name, "" if name else PREFIX),
     ).fetchall()
-    return [Found(*row[:5], _LOST.get(row[5], row[5]), row[6]) for row in rows]
+    return [Found(*row)._replace(lost=_LOST.get(row[5], row[5])) for row in rows]
 
 
 def make(source: Connection, name: str, say: Callable[[str], None]) -> str:

@@ -62,9 +62,9 @@ def exist(destination: Connection) -> bool:
     return bool(found and found[0])
 
 
-def lock(destination: Connection, database: str) -> None:
+def lock(destination: Connection, cluster: str | None, database: str) -> None:
     """Let one session at a time read the slot of a source. Raises LockedError."""
-    number = position.number_of(f"slot {database}")
+    number = position.number_of(f"slot {cluster} {database}")
     row = destination.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone()
     if not row or not row[0]:
         raise LockedError(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from exporter.demo import embedded
 from tests.conftest import Workplace, empty_project
 from tests.helpers import every_type
+from tests.helpers.changes import define, results, same
+from tests.helpers.versions import LOGICAL, others, server_of
 
 
 def _major(url: str) -> int:
@@ -19,25 +19,17 @@ def _major(url: str) -> int:
         return connection.info.server_version // 10000
 
 
-@pytest.fixture(scope="module")
-def pair(servers: tuple[str, str]) -> Iterator[list[str]]:
+@pytest.fixture(scope="module", params=others() or [None])
+def pair(request: pytest.FixtureRequest, servers: tuple[str, str]) -> Iterator[list[str]]:
     """The URLs of an older and of a newer server."""
     majors = [_major(url) for url in servers]
     if majors[0] != majors[1]:
         yield sorted(servers, key=_major)
-        return
-    for folder in embedded._candidates():
-        program = folder / "postgres"
-        if not program.is_file():
-            continue
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-        if int(said.stdout.split()[2].split(".")[0]) != majors[0]:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("EXPORTER_PG_BIN", str(folder))
-                with embedded.running_server({"fsync": "off"}) as server:
-                    yield sorted([servers[0], server.url("postgres")], key=_major)
-            return
-    pytest.skip(f"no server programs of another version than PostgreSQL {majors[0]} here")
+    elif request.param in (None, majors[0]):
+        pytest.skip(f"no server programs of another version than PostgreSQL {majors[0]} here")
+    else:
+        with server_of(request.param, LOGICAL) as server:
+            yield sorted([servers[0], server.url("postgres")], key=_major)
 
 
 @pytest.fixture(params=["upward", "downward"])
@@ -100,3 +92,37 @@ def test_infinities_that_the_destination_lacks_are_refused(
         assert done.returncode == 0
         rows = apart.query(apart.analytics, "select v::text from analytics_raw.shape where id = 2")
         assert rows[0][0].lower() == "infinity"
+
+
+def test_changes_land_between_versions(apart: Workplace) -> None:
+    apart.query(
+        apart.core,
+        "create table thing (id int primary key, a text, big text, n numeric(9,3), at timestamptz,"
+        " span interval, many int[]);"
+        "alter table thing alter big set storage external;"
+        "insert into thing select i, 'a' || i, repeat(md5(i::text), 400), i / 7.0, now(),"
+        " i * interval '1 hour', array[i] from generate_series(1, 100) i;"
+        "create table part (id int, kind int, a text, primary key (id, kind))"
+        " partition by list (kind);"
+        "create table part_1 partition of part for values in (1);"
+        "create table part_2 partition of part default;"
+        "create table whole (id int primary key, a text, big text);"
+        "alter table whole replica identity full;"
+        "insert into part select i, i % 3, 'a' from generate_series(1, 30) i;"
+        "insert into whole select id, a, big from thing",
+    )
+    define(apart, "thing", "part", "whole")
+    results(apart)
+    apart.query(
+        apart.core,
+        "insert into thing (id, a) values (101, 'new'); delete from thing where id > 90;"
+        "update thing set a = 'changed' where id < 5; update thing set id = 200 + id where id < 3;"
+        "update thing set n = 'NaN', many = '{1,null}', span = '1 mon -2 days' where id = 7;"
+        "update part set kind = 1 - kind where id < 20 and kind < 2; delete from part where id = 1;"
+        "update whole set a = null where id < 9; update whole set id = -id where id = 10;"
+        "alter table thing add more text; update thing set more = 'm' where id between 20 and 30",
+    )
+    results(apart)
+    apart.query(apart.core, "truncate part; insert into part values (1, 1, 'again')")
+    results(apart)
+    same(apart, "thing", "part", "whole")

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-
-import psycopg
-import pytest
-
-from exporter.demo.embedded import Server, find_binaries, running_server
+from exporter.demo.embedded import running_server
 from tests.conftest import Workplace, compare
 from tests.helpers.processes import until
 from tests.helpers.tables import ITEM
+from tests.helpers.versions import caught_up, cut_off, run, standby_of
 
 _PARTS = {
     "cursor": "cursor: {field: at, id_field: id}\n          read: cursor",
@@ -25,43 +17,6 @@ _TABLE = (
     " v text); create index on {0} (at, id);"
     "insert into {0} select n, now() - interval '1 hour', 'first' from generate_series(1, 500) n"
 )
-
-
-def _run(url: str, statement: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        cursor = connection.execute(statement.encode())
-        return cursor.fetchall() if cursor.description else []
-
-
-@contextlib.contextmanager
-def _standby(primary: Server, folder: Path) -> Iterator[Server]:
-    """A server that streams from another, made by pg_basebackup."""
-    if not (find_binaries() / "pg_basebackup").is_file():
-        pytest.skip("this PostgreSQL comes without pg_basebackup")
-    server = Server(folder, primary.binaries, {"fsync": "off", "hot_standby": "on"})
-    account = server._as_account()
-    folder.mkdir(mode=0o700)
-    if account:
-        os.chown(folder, account["user"], account["group"])
-    command = [str(primary.binaries / "pg_basebackup"), "-h", str(primary.folder), "-U", "postgres"]
-    subprocess.run(
-        [*command, "-D", str(server.data), "-R", "-X", "stream", "-c", "fast"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        **account,
-    )
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-def _caught_up(primary: Server, standby: Server) -> None:
-    place = _run(primary.url("postgres"), "select pg_current_wal_lsn()")[0][0]
-    behind = f"select pg_last_wal_replay_lsn() >= '{place}'"
-    until(lambda: _run(standby.url("postgres"), behind) == [(True,)])
 
 
 def _define(place: Workplace) -> None:
@@ -77,15 +32,13 @@ def _define(place: Workplace) -> None:
     )
 
 
-def test_a_standby_that_is_promoted_without_the_last_commits(
-    place: Workplace, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_standby_that_is_promoted_without_the_last_commits(place: Workplace) -> None:
     _define(place)
     with running_server({"fsync": "off", "wal_level": "logical"}) as primary:
         for name in _PARTS:
-            _run(primary.url("postgres"), _TABLE.format(name))
-        with _standby(primary, primary.folder / "standby") as standby:
-            _caught_up(primary, standby)
+            run(primary, _TABLE.format(name))
+        with standby_of(primary) as standby:
+            caught_up(primary, standby)
             place.core = standby.url("postgres")
             told = place.run("exporter", "load")
             assert told.returncode == 0, told.stderr
@@ -95,25 +48,19 @@ def test_a_standby_that_is_promoted_without_the_last_commits(
                 ), told.stderr
             place.core = primary.url("postgres")
             assert place.run("exporter", "load").returncode == 0
-            for statement in (
-                "alter system set primary_conninfo = ''",
-                "select pg_reload_conf()",
-            ):
-                _run(standby.url("postgres"), statement)
-            receiver = "select count(*) from pg_stat_wal_receiver"
-            until(lambda: _run(standby.url("postgres"), receiver) == [(0,)])
+            cut_off(standby)
             for name in _PARTS:  # what is lost, after it has landed
-                _run(
-                    primary.url("postgres"),
+                run(
+                    primary,
                     f"update {name} set v = 'lost', at = clock_timestamp() where id <= 20;"
                     f"insert into {name} (id, v) select n, 'lost' from generate_series(501, 520) n",
                 )
             assert place.run("exporter", "load").returncode == 0
             primary.stop("immediate")
-            _run(standby.url("postgres"), "select pg_promote()")
+            run(standby, "select pg_promote()")
             for name in _PARTS:
-                _run(
-                    standby.url("postgres"),
+                run(
+                    standby,
                     f"insert into {name} (id, v) select n, 'new' from generate_series(501, 510) n;"
                     f"update {name} set v = 'new' where id between 100 and 110",
                 )
@@ -129,17 +76,20 @@ def test_a_standby_that_is_promoted_without_the_last_commits(
 def test_a_subscriber_as_source(place: Workplace) -> None:
     place.define(ITEM.replace("id_field: id}", "id_field: id}\n          read: cursor"))
     with running_server({"fsync": "off", "wal_level": "logical"}) as publisher:
-        _run(publisher.url("postgres"), _TABLE.format("item"))
-        _run(publisher.url("postgres"), "create publication p for table item")
+        run(publisher, _TABLE.format("item"))
+        run(publisher, "create publication p for table item")
         with running_server({"fsync": "off"}) as subscriber:
             url = subscriber.url("postgres")
-            _run(url, "create table item (id int primary key, at timestamptz not null, v text)")
-            _run(
-                url,
+            run(
+                subscriber,
+                "create table item (id int primary key, at timestamptz not null, v text)",
+            )
+            run(
+                subscriber,
                 "create subscription s connection"
                 f" 'host={publisher.folder} dbname=postgres user=postgres' publication p",
             )
-            until(lambda: _run(url, "select count(*) from item") == [(500,)])
+            until(lambda: run(subscriber, "select count(*) from item") == [(500,)])
             place.core = url
             done = place.run("exporter", "load")
             assert done.returncode == 0, done.stderr
@@ -147,4 +97,4 @@ def test_a_subscriber_as_source(place: Workplace) -> None:
             warned = place.run("exporter", "check", "Item")
             assert "filled by logical replication" in " ".join(warned.stdout.split())
             compare(place, "public.item", "analytics_raw.item")
-            _run(url, "drop subscription s")
+            run(subscriber, "drop subscription s")

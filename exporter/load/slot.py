@@ -300,6 +300,7 @@ class _Load:
     def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""
         assert slot.lsn is not None
+        slots.refuse_held(self._source)
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
         landing = Landing(self._destination, slot, tables, self.results, trusting=self._trusting)
         gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)

@@ -250,7 +250,11 @@ def await_writers(source: Connection, say: Callable[[str], None]) -> None:
     What such a one does may be missing both in a snapshot and in the changes behind the slot's
     position, or of a table that it began to write before the publication had it.
     """
-    row = source.execute("select pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()
+    # The next id to be given. Transactions may be running behind the snapshot's own xmax.
+    row = source.execute(
+        "select (next::text::bigint + age(next::xid))::text"
+        " from pg_snapshot_xmax(pg_current_snapshot()) next"
+    ).fetchone()
     assert row is not None
     until, told = time.monotonic() + _WAIT, time.monotonic() + _TELL
     while True:
@@ -283,6 +287,21 @@ def _writers(source: Connection) -> str:
         " union all select 'the prepared transaction ' || gid from pg_prepared_xacts limit 3"
     ).fetchall()
     return "; ".join(text for (text,) in rows)
+
+
+def refuse_held(source: Connection) -> None:
+    """Raise SourceError where the source sends nothing, since a standby has to have it before."""
+    rows = source.execute(
+        "select wanted from unnest(string_to_array(current_setting('synchronized_standby_slots',"
+        " true), ',')) listed, btrim(listed, ' \"') wanted where not exists (select"
+        " from pg_replication_slots where slot_name = wanted and active)"
+    ).fetchall()
+    if rows:
+        names = ", ".join(name for (name,) in rows)
+        raise SourceError(
+            f"the source sends no changes before its standbys have them, and none reads {names}",
+            hint="start the standby, or take it out of synchronized_standby_slots",
+        )
 
 
 def end_of_wal(source: Connection) -> int:

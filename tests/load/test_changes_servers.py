@@ -12,8 +12,8 @@ import pytest
 
 from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, empty_project
-from tests.helpers.changes import define, results, same, slots
-from tests.helpers.processes import start_load
+from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.processes import start_load, until
 from tests.helpers.versions import (
     LOGICAL,
     caught_up,
@@ -132,6 +132,26 @@ def test_a_failover_that_lost_what_a_copy_has(
     said = _loaded(place)
     assert ANEW not in said
     same(place, "thing", "other")
+
+
+def test_a_standby_that_must_have_the_changes_first(
+    place: Workplace, followed: tuple[Server, Server]
+) -> None:
+    primary, standby = followed
+    run(primary, "alter system set synchronized_standby_slots = 'standby'")
+    run(primary, "select pg_reload_conf()")
+    run(primary, "delete from thing where id = 7")
+    results(place)
+    standby.stop()
+    run(primary, "delete from thing where id = 8")
+    status, said = refused(place)
+    assert status == 1
+    assert "none reads standby" in said
+    standby.start()
+    reads = "select active from pg_replication_slots where slot_name = 'standby'"
+    until(lambda: run(primary, reads) == [(True,)])
+    results(place)
+    same(place, "thing")
 
 
 def test_a_failover_without_the_slot(place: Workplace) -> None:
@@ -259,3 +279,21 @@ def test_two_clusters_with_one_destination(place: Workplace) -> None:
         known = "select count(distinct slot), count(distinct cluster)"
         known += " from analytics_raw._exporter_slots"
         assert place.query(place.analytics, known) == [(2, 2)]
+
+
+def test_who_wrote_while_the_owner_published_is_waited_for(
+    place: Workplace, source: Server
+) -> None:
+    """Its id is a later one than that of the publishing, and it wrote before that was done."""
+    publication = slots(place)[1][0]
+    define(place, "thing", "other")
+    with psycopg.connect(place.core) as owner, psycopg.connect(place.core) as writer:
+        owner.execute(f"alter publication {publication} add table other".encode())
+        writer.execute("insert into other values (2, 'early')")
+        owner.commit()
+        process = start_load(place)
+        assert process.stderr
+        assert "waits for process" in process.stderr.readline()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    same(place, "thing", "other")

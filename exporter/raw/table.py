@@ -115,6 +115,9 @@ def plan(
     Raises DriftError.
     """
     columns = table.landed
+    if not columns:  # not before its rows are read
+        nothing = target._replace(conflict_columns=())
+        return Preparation(RawTable(nothing, (), True, True, True, False), None, (), (), {})
     conflict = frozenset(target.conflict_columns)
     unique = is_proved(table, target.conflict_columns)
     not_null = all(column.not_null for column in table.landed if column.name in conflict)

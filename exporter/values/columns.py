@@ -80,11 +80,17 @@ def take(
 ) -> list[tuple[Any, ...]]:
     """Return the values of each column, whose types they give or widen. Raises ResultError.
 
-    The first rows fill `columns`; later ones have no others, unless the table `grows` by them.
+    The first rows fill `columns`; later ones have no others, unless the table `grows` by them: then
+    nothing is staged yet, and whatever comes may give a column a wider type than it had before.
     """
     found = _natives(columns, _values(rows, columns, known, grows=grows or not columns), rows)
-    for one, present in zip(columns, found):  # noqa: B905  of one length
-        _infer_type(one, present, known, fresh=not rows.read)
+    for one, values in zip(columns, found):  # noqa: B905  of one length
+        if one.kind is None or one.inferred or (grows and one.name not in known.declared):
+            present = [value for value in values if value is not None]
+            if present and not _has_origin(
+                one, present, known, firm=not grows, first=not rows.read
+            ):
+                _infer_type(one, present)
     return found
 
 
@@ -155,20 +161,34 @@ def _natives(
     return found
 
 
-def _infer_type(one: Column, values: tuple[Any, ...], known: Known, *, fresh: bool) -> None:
-    """Infer a column's type from its first value, then a wider one."""
-    if one.kind is not None and not one.inferred:
-        return
-    present = [value for value in values if value is not None]
-    if not present:
-        return
+def _has_origin(one: Column, present: list[Any], known: Known, *, firm: bool, first: bool) -> bool:
+    """Whether a column has the type of the one of its name: if its first value looks like it.
+
+    Where that is not `firm`, all values have to, the later ones, too.
+    """
     origin = known.origin.get(one.name)
-    if one.kind is None and origin and types.fits(present[0], origin):
+    if origin is None or one.inferred:
+        return False
+    if all(types.fits(value, origin) for value in ([present[0]] if firm else _samples(present))):
         one.kind, one.encoder = origin, text.encoders(origin)
-        if fresh:
+        if first:
             one.staged = origin
-        return
-    for kind in _types(present, one.name):
+        return True
+    if not firm:
+        one.kind = types.plain(origin)
+    return False
+
+
+def _infer_type(one: Column, present: list[Any]) -> None:
+    """Infer a column's type from its first values, then a wider one."""
+    try:
+        kinds = set(map(types.type_of, _samples(present)))
+    except UnfitError as error:
+        raise ResultError(
+            f"column {one.name!r} has {error}: no type of PostgreSQL is known for it; "
+            "convert it, or write its data_type in the YAML"
+        ) from None
+    for kind in kinds:
         wider = types.common_type(one.kind, kind)
         if wider is None:
             raise ResultError(
@@ -179,19 +199,18 @@ def _infer_type(one: Column, values: tuple[Any, ...], known: Known, *, fresh: bo
         one.encoder = text.encoders(wider)
 
 
-def _types(present: list[Any], name: str) -> set[str]:
-    found = set()
-    try:
-        for kind in set(map(type, present)):
-            if issubclass(kind, (int, datetime, Enum)):  # the type depends on the value
-                found |= {types.type_of(value) for value in present if type(value) is kind}
-            else:
-                found.add(types.type_of(next(v for v in present if type(v) is kind)))
-    except UnfitError as error:
-        raise ResultError(
-            f"column {name!r} has {error}: no type of PostgreSQL is known for it; "
-            "convert it, or write its data_type in the YAML"
-        ) from None
+def _samples(present: list[Any]) -> list[Any]:
+    """Return values of which one at least has each type that these have."""
+    found = []
+    for kind in set(map(type, present)):
+        of_kind: list[Any] = [value for value in present if type(value) is kind]
+        if kind is int:  # the type depends on the value
+            of_kind = [min(of_kind), max(of_kind)]
+        elif issubclass(kind, datetime):
+            of_kind = [*{value.tzinfo is None: value for value in of_kind}.values()]
+        elif not issubclass(kind, (int, Enum)):
+            del of_kind[1:]
+        found += of_kind
     return found
 
 

@@ -44,6 +44,13 @@ def type_of(value: Any) -> str:
     raise UnfitError(f"a {type(value).__name__}")
 
 
+def plain(type_name: str) -> str:
+    """Return the type that values alone would give a column, where it has one of a table."""
+    return {"smallint": "bigint", "integer": "bigint", "real": "double precision"}.get(
+        type_name, type_name
+    )
+
+
 def common_type(one: str | None, other: str) -> str | None:
     """Return the type that holds the values of both; None where there is none."""
     if one is None or one == other or (one, other) in _WIDER:

@@ -6,7 +6,7 @@ import compileall
 
 import click
 
-from benchmarks import capture, load, python_models, scaling, upsert, verify
+from benchmarks import capture, load, python_models, rows, scaling, upsert, verify
 from benchmarks.contestants import ROOT
 
 
@@ -26,6 +26,7 @@ main.add_command(python_models.main, "python")
 main.add_command(scaling.main, "scaling")
 main.add_command(verify.main, "verify")
 main.add_command(capture.main, "changes")
+main.add_command(rows.main, "rows")
 
 if __name__ == "__main__":
     main()

@@ -164,6 +164,9 @@ def _chosen(call: cli.Call, keys: tuple[str, ...], wanted: Wanted) -> list[Defin
                 " rows twice",
                 hint="give it conflict_columns, or run with --full-refresh",
             )
+        if wanted.sweep and keys:
+            again = f"exporter load {definition.key} --full-refresh reads everything again"
+            cli.refuse_function(definition, "--sweep", again)
     return with_batch_size(chosen)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import state
+from exporter.commands.shared import refuse_function
 from exporter.config import Definition
 from exporter.errors import UsageError
 from exporter.raw.table import oid_and_emptiness
@@ -44,6 +45,8 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
     Raises UsageError for values that the definition's columns do not take, and where an
     append-only log would land rows twice.
     """
+    again = f"exporter state reset {definition.key}, and exporter load {definition.key}"
+    refuse_function(definition, "exporter state set", again)
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
         connect(definition.source.variable) as source,
@@ -87,6 +90,7 @@ def adopt(definition: Definition) -> dict[str, Any]:
     rows from the watermark on.
     """
     key, target = definition.key, definition.destination
+    refuse_function(definition, "exporter state adopt", f"exporter load {key}")
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
         connect(definition.source.variable) as source,

@@ -159,6 +159,16 @@ class Call(NamedTuple):
         return found
 
 
+def refuse_function(definition: Definition, what: str, hint: str) -> None:
+    """Raise UsageError where a function yields the rows, for what needs a source to look at."""
+    if definition.source.rows:
+        raise UsageError(
+            f"{definition.where}: {what} has nothing to do for {definition.key}: a function,"
+            f" {definition.source.rows}, yields its rows",
+            hint=hint,
+        )
+
+
 class Key(click.types.StringParamType):
     """The key of a definition, or where several may be given, a pattern of keys or a tag.
 

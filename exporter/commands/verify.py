@@ -42,6 +42,12 @@ def command(
                 hint=f"exporter load {definition.key} --full-refresh",
             )
     statuses = []
+    for definition in [it for it in chosen if it.source.rows]:
+        again = f"exporter load {definition.key} --full-refresh reads everything again"
+        if keys:
+            cli.refuse_function(definition, "exporter verify", again)
+        call.console.say(f"{definition.key}: left out, since a function yields its rows")
+        chosen.remove(definition)
     with cli.interruptible():
         for definition in chosen:
             verdict = verify(definition, call.console, repair=repair, most=most)

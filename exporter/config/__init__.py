@@ -3,6 +3,22 @@
 Files and variables come in; a ``Definition`` for each table and the databases' URLs go out.
 """
 
-from exporter.config.definition import Cursor, Definition, Destination, SourceTable
+from exporter.config.definition import (
+    OWN,
+    Cursor,
+    Definition,
+    Destination,
+    Function,
+    SourceTable,
+    source_variables,
+)
 
-__all__ = ["Cursor", "Definition", "Destination", "SourceTable"]
+__all__ = [
+    "OWN",
+    "Cursor",
+    "Definition",
+    "Destination",
+    "Function",
+    "SourceTable",
+    "source_variables",
+]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from psycopg import sql
 
 from exporter.config.keys import UNITS, Values
 from exporter.errors import DefinitionError
+
+OWN = ("_exported_at", "_deleted_at")  # what raw has beside the source's columns
+# What is said of a table, and what a function decides itself.
+_OF_TABLES = ("database", "schema", "table", "read", "scan_below", "sweep", "columns", "exclude")
 
 
 class Freshness(NamedTuple):
@@ -34,8 +40,24 @@ class Cursor(NamedTuple):
     nulls: str  # error, skip or load: what becomes of rows without a cursor
 
 
+class Function(NamedTuple):
+    """A Python function that yields rows. ``folder`` is that of the dbt project."""
+
+    module: str
+    name: str
+    folder: str
+    in_order: bool  # of the cursor
+    types: dict[str, str]  # column → its `data_type` in the YAML, where it has one
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}"
+
+
 class SourceTable(NamedTuple):
-    """The table that is read, and what of it. ``where`` is ``file:line`` of its declaration."""
+    """The table that is read, and what of it. ``where`` is ``file:line`` of its declaration.
+
+    With ``rows`` a function is called instead: ``table`` has its name, and there is no schema.
+    """
 
     where: str
     schema: str
@@ -44,15 +66,16 @@ class SourceTable(NamedTuple):
     columns: tuple[str, ...] | None  # None: all
     expressions: dict[str, str]  # column → SQL that the source computes
     exclude: tuple[str, ...]
-    read: str  # auto, scan, cursor or changes
+    read: str  # auto, scan, cursor, changes or rows
     scan_below: int  # bytes
     sweep: timedelta | None  # None: never
     database: str = "CORE"
+    rows: Function | None = None
 
     @property
     def variable(self) -> str:
-        """The environment variable that names its database."""
-        return f"DATABASE_URL_{self.database}"
+        """The environment variable that names its database; none ("") where a function is read."""
+        return "" if self.rows else f"DATABASE_URL_{self.database}"
 
     @property
     def name(self) -> sql.Identifier:
@@ -115,6 +138,12 @@ class Definition(NamedTuple):
     tags: tuple[str, ...] = ()  # dbt's, of the source table
 
 
+def source_variables(definitions: Iterable[Definition]) -> list[str]:
+    """Return the variables that name the databases which these definitions are read from."""
+    found = dict.fromkeys(definition.source.variable for definition in definitions)
+    return [variable for variable in found if variable]
+
+
 def parse(
     meta: Any,
     *,
@@ -125,15 +154,21 @@ def parse(
     freshness: Sequence[Any] = (),
     tags: Sequence[Any] = (),
     database: Any = None,
+    types: Mapping[str, str] = MappingProxyType({}),
+    folder: str = "",
 ) -> Definition:
     """Return the definition in ``config.meta.exporter``. Raises DefinitionError.
 
     ``freshness`` are the values of dbt's key of that name, the table's after its source's;
-    ``database`` is what holds for all tables of the source.
+    ``database`` is what holds for all tables of the source; ``types`` are those of dbt's columns,
+    and ``folder`` is the project's.
     """
     reader = Values(meta, where)
     key = reader.text("key", f"{source}.{table}")
-    origin = _source(reader, database)
+    if reader.given("source.rows"):
+        origin = _function(reader, types, folder)
+    else:
+        origin = _source(reader, database)
     return Definition(
         key=key,
         where=where,
@@ -146,6 +181,8 @@ def parse(
 
 
 def _source(reader: Values, database: Any) -> SourceTable:
+    if reader.given("source.in_order"):
+        reader.fail("source.in_order", "goes with source.rows")
     columns, expressions = reader.columns("source.columns")
     source = SourceTable(
         where=reader.where,
@@ -174,6 +211,42 @@ def _source(reader: Values, database: Any) -> SourceTable:
     return source
 
 
+def _function(reader: Values, types: Mapping[str, str], folder: str) -> SourceTable:
+    """Return the source of a definition whose rows a function yields."""
+    for name in _OF_TABLES:
+        if reader.given(f"source.{name}"):
+            reader.fail(f"source.{name}", "has no place with source.rows: the function decides")
+    name, in_order = reader.text("source.rows"), reader.flag("source.in_order")
+    found = re.fullmatch(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)", name)
+    if not found:
+        reader.fail("source.rows", "must name a module and a function: readers.posthog:events")
+    cursor = _cursor(reader) if reader.given("source.cursor") else None
+    if cursor and cursor.id_field:
+        reader.fail("source.cursor.id_field", "has no place with source.rows: one column orders")
+    if in_order and cursor is None:
+        reader.fail("source.in_order", "needs source.cursor")
+    if not reader.given("conflict_columns"):
+        reader.fail(
+            "conflict_columns",
+            "is required with source.rows: a function may yield a row again, which only a key"
+            " tells; without one, make one in the function, such as a hash of the row",
+        )
+    kinds = {column: kind for column, kind in types.items() if column not in OWN}
+    return SourceTable(
+        where=reader.where,
+        schema="",
+        table=name,
+        cursor=cursor,
+        columns=None,
+        expressions={},
+        exclude=(),
+        read="rows",
+        scan_below=0,
+        sweep=None,
+        rows=Function(found[1], found[2], folder, in_order, kinds),
+    )
+
+
 def _cursor(reader: Values) -> Cursor:
     id_field = "source.cursor.id_field"
     return Cursor(
@@ -191,6 +264,16 @@ def _destination(
     mode = reader.choice(
         "mode", ("upsert", "append"), "upsert" if conflict or not source.cursor else "append"
     )
+    if source.rows and mode == "append":
+        reader.fail(
+            "mode", "must be upsert with source.rows: a row that is yielded again would be twice"
+        )
+    if source.rows and reader.value("deletes") != "ignore":
+        reader.fail(
+            "deletes",
+            "must be ignore with source.rows: that a function does not yield a row does not say"
+            " that it is gone; exporter load KEY --full-refresh removes what it then leaves out",
+        )
     follows = source.read == "changes"
     deletes = reader.choice("deletes", ("ignore", "mark", "remove"), "remove" if follows else None)
     if follows and mode == "append":

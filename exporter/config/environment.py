@@ -59,7 +59,7 @@ def require_sources(definitions: Iterable[Definition]) -> None:
     for definition in definitions:
         variable = definition.source.variable
         try:
-            if variable not in checked:
+            if variable and variable not in checked:
                 url(variable)
         except SettingError as error:
             if definition.source.database == "CORE":

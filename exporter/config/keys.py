@@ -25,7 +25,19 @@ KEYS = {
         "CORE",
     ),
     "source.schema": Key("schema at the source", "public"),
-    "source.table": Key("table, view or partitioned table at the source"),
+    "source.table": Key(
+        "table, view or partitioned table at the source", otherwise="required, or `source.rows`"
+    ),
+    "source.rows": Key(
+        "in place of `source.table`: a Python function that yields the rows, such as"
+        " `readers.posthog:events`, in the dbt project's folder or installed",
+        otherwise="none: a table is read",
+    ),
+    "source.in_order": Key(
+        "with `source.rows`: the function yields rows in the order of the cursor, and each"
+        " `batch_rows` of them are committed; else all rows of a load are committed at its end",
+        False,
+    ),
     "source.read": Key(
         "`scan`: the rows of new transactions, whatever is in them; `cursor`; `changes`: what the"
         " source's WAL says, deletes included; or `auto`: a scan without a cursor, and of a table"
@@ -175,6 +187,13 @@ class Values:
         if value not in choices:
             self.fail(key, "must be one of " + ", ".join(choices))
         return str(value)
+
+    def flag(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.value(key)
+        if not isinstance(value, bool):
+            self.fail(key, "must be true or false")
+        return value
 
     def positive(self, key: str) -> int:
         """Return a whole number above 0."""

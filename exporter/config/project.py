@@ -114,7 +114,15 @@ def _definitions_of(root: Path, file: Path, variables: dict[str, Any]) -> Iterat
                 ],
                 tags=render(tags_of(source, table), variables, where),
                 database=render(_of_all(source, where), variables, where),
+                types=render(_types(table), variables, where),
+                folder=str(root.resolve()),
             )
+
+
+def _types(table: Any) -> dict[str, str]:
+    """Return the columns for which dbt's YAML has a `data_type`."""
+    columns = table.get("columns") or []
+    return {one["name"]: str(one["data_type"]) for one in columns if one.get("data_type")}
 
 
 def _of_all(source: dict[str, Any], where: str) -> Any:

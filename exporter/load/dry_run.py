@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -23,7 +23,7 @@ from exporter.source import Plan, Table, Wanted, keyed, reader_of
 from exporter.source.lookup import planned_rows
 from exporter.state import Binding, Position, Result, State
 from exporter.terminal import Console
-from exporter.wire import connect, first_line
+from exporter.wire import Sessions, first_line
 
 
 class Outlook(NamedTuple):
@@ -68,12 +68,16 @@ class Rehearsal(NamedTuple):
     def _position(self) -> list[str]:
         if self.by_transaction:
             return [f"  reads from  {f'transaction {self.cursor}' if self.cursor else 'the start'}"]
-        return [
+        found = [
             f"  reads from  {self.watermark or 'the start'}",
             f"  has landed  {self.cursor or 'nothing yet'}",
-            f"  open since  {self.horizon}: the oldest transaction at the source",
-            f"  then from   {self.safe or 'the start'}: what the next load reads from",
         ]
+        if self.horizon:
+            found += [
+                f"  open since  {self.horizon}: the oldest transaction at the source",
+                f"  then from   {self.safe or 'the start'}: what the next load reads from",
+            ]
+        return found
 
     def lines(self) -> list[str]:
         """Return the same for people; statements come whole, to be pasted."""
@@ -110,8 +114,8 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
 
     try:
         with (
-            connect("DATABASE_URL_ANALYTICS") as destination,
-            connect(definition.source.variable) as core,
+            Sessions() as sessions,
+            sessions.opened(definition.source.variable) as (destination, core),
         ):
             destination.execute("set default_transaction_read_only = on")
             result = Result(definition.key)
@@ -136,7 +140,7 @@ def foreseen(attempt: Attempt, wanted: Wanted) -> Iterator[Outlook]:
     stored = state.read(destination, target) if known else State()
     before = state.remembered_columns(destination, target) if known else None
     old_key = stored.binding.reading.keys if stored.binding else ()
-    reader = reader_of(attempt.definition, attempt.source)
+    reader = reader_of(attempt.definition, attempt.session)
     with reader.opened(stored, destination) as table:
         attempt = attempt._replace(definition=keyed(attempt.definition, table))
         target = attempt.definition.destination
@@ -155,15 +159,18 @@ def foreseen(attempt: Attempt, wanted: Wanted) -> Iterator[Outlook]:
 
 def _described(attempt: Attempt, outlook: Outlook) -> Rehearsal:
     definition, table, planned, key, plan, stored = outlook
-    destination, source = attempt.destination, attempt.source
+    destination = attempt.destination
     blocks, stamp = plan.blocks, state.stamp(destination, stored)
     changes = [planned.creation, *(change.statement for change in planned.changes), key]
     queries: list[sql.Composable] = [plan.query] if plan.query is not None else []
-    landed = statements.landing(planned.raw, plan.lands, stamp, plan.order)
+    landed: Sequence[sql.Composable] = ()
+    if planned.raw.columns:
+        landed = statements.landing(planned.raw, plan.lands, stamp, plan.order)
     rows_of_table = round(table.rows) if table.rows >= 0 else None
     if blocks:
         queries.insert(0, blocks.query(blocks.first, stamp))
         landed = [statements.copy_statement(planned.raw)] if blocks.direct else landed
+    expected = planned_rows(attempt.source, queries[0]) if queries else None
     return Rehearsal(
         key=definition.key,
         where=definition.where,
@@ -171,16 +178,16 @@ def _described(attempt: Attempt, outlook: Outlook) -> Rehearsal:
         batch_rows=definition.batch_rows,
         path=plan.path,
         how=plan.how(),
-        by_transaction=not plan.order,
+        by_transaction=plan.horizon is not None and not plan.order,
         cursor=stored.cursor,
         watermark=stored.watermark,
         horizon=plan.horizon.oldest_open if plan.horizon else "",
         safe=plan.bound.value if plan.bound else None,
-        rows_expected=rows_of_table if blocks else planned_rows(source, queries[0]),
+        rows_expected=rows_of_table if blocks else expected,
         rows_of_table=rows_of_table,
         locked_by=state.holder(destination, definition.destination),
         changes=[one.as_string(destination) for one in changes if one],
-        source=[one.as_string(source) for one in queries],
+        source=[one.as_string(attempt.session) for one in queries] or [plan.call],
         ranges=blocks.total if blocks else 1,
         raw=[one.as_string(destination) for one in landed],
     )

@@ -14,11 +14,19 @@ from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError
 from exporter.load import MOST_DELETES, way, worth
 from exporter.load.transfer import After, Attempt, Transfer
+from exporter.raw import RawTable
 from exporter.raw import table as raw_table
 from exporter.source import NEW, Plan, Wanted, keyed, reader_of
 from exporter.state import Binding, Result, State, Totals, record_failure, take_counts
 from exporter.terminal import Console, signals
-from exporter.wire import Sessions, connect, first_line, stopped_in_order, with_retries
+from exporter.wire import (
+    Connection,
+    Sessions,
+    connect,
+    first_line,
+    stopped_in_order,
+    with_retries,
+)
 
 if TYPE_CHECKING:
     from exporter.load.ranges import Crew
@@ -52,9 +60,9 @@ def load(
 
     def attempt(lost: float) -> None:
         with contextlib.ExitStack() as stack:
-            destination, source = stack.enter_context(sessions.pair(definition.source.variable))
+            destination, source = stack.enter_context(sessions.opened(definition.source.variable))
             if crew:
-                stack.enter_context(crew.watching(destination, source))
+                stack.enter_context(crew.watching(*filter(None, (destination, source))))
             watched = stack.enter_context(
                 way.watched(
                     definition.key, source, destination, say, lost, looks=not sessions.alone
@@ -103,16 +111,18 @@ def _run(
     definition, destination, result = attempt.definition, attempt.destination, attempt.result
     stored = _locked_state(attempt)
     old_key = stored.binding.reading.keys if stored.binding else ()
-    reader = reader_of(definition, attempt.source)
+    reader = reader_of(definition, attempt.session)
     with reader.opened(stored, destination) as table:
         definition = keyed(definition, table)
         attempt = attempt._replace(definition=definition)
         if not wanted.full_refresh:
             worth.refuse_elsewhere(attempt, stored, reader)
-        raw = raw_table.prepare(destination, definition.destination, table, attempt.say)
-        oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
+        oid, empty = raw_table.oid_and_emptiness(destination, definition.destination)
         binding = Binding(reader.found, oid, reader.reading())
         stored, wanted, gone = worth.weigh(attempt, stored, reader, binding, wanted, empty=empty)
+        begun = reader.begun(stored, wanted)
+        raw = raw_table.prepare(destination, definition.destination, begun, attempt.say)
+        stored, binding = _of_new(raw, destination, stored, binding)
         shared = bool(crew and crew.shares)
         plan = reader.plan(stored, raw, wanted, empty=empty, shared=shared)
         if gone or plan.reconciles:
@@ -174,6 +184,17 @@ def _locked_state(attempt: Attempt) -> State:
     return stored
 
 
+def _of_new(
+    raw: RawTable, destination: Connection, stored: State, binding: Binding
+) -> tuple[State, Binding]:
+    """Return what a position is bound to where the raw table has only now been made."""
+    if binding.raw:
+        return stored, binding
+    oid, _ = raw_table.oid_and_emptiness(destination, raw.target)
+    made = binding._replace(raw=oid)
+    return stored._replace(binding=made) if stored.binding == binding else stored, made
+
+
 def _tell_swept(attempt: Attempt, plan: Plan) -> None:
     found = attempt.result.totals.rows_swept
     if found:
@@ -208,3 +229,5 @@ def tell_plan(attempt: Attempt, plan: Plan, stored: State) -> None:
             standby=horizon.standby,
         )
     say(f"{plan.path}: {plan.how()}", "debug", "path", path=plan.path, how=plan.how())
+    if plan.call:
+        say(f"source: {plan.call}", "debug", "call")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 
-from exporter.config import Definition
+from exporter.config import Definition, source_variables
 from exporter.errors import DatabaseError
 from exporter.load import way
 from exporter.load.threads import Team
@@ -32,7 +32,7 @@ def side_by_side(
     """
     blocks = {definition.key: 0 for definition in definitions}
     if len(definitions) > 1 or scheduler:  # each load tells by itself what is wrong with the source
-        for variable in dict.fromkeys(one.source.variable for one in definitions):
+        for variable in source_variables(definitions):
             tables = {it.key: it.source for it in definitions if it.source.variable == variable}
             with contextlib.suppress(DatabaseError, psycopg.Error), connect(variable) as source:
                 blocks.update(blocks_of(source, tables))

@@ -15,6 +15,7 @@ from exporter.config import Definition
 from exporter.errors import DriftError
 from exporter.raw import RawTable
 from exporter.raw.landing import Staging
+from exporter.raw.table import prepare
 from exporter.source import Batch, Lands, Plan, Table, select
 from exporter.state import Result, State, record
 from exporter.terminal import Progress, Say
@@ -26,14 +27,23 @@ _LOCK = sql.SQL("lock table {} in row exclusive mode")
 
 
 class Attempt(NamedTuple):
-    """One attempt at a load: a session on each database, and where it counts and tells."""
+    """One attempt at a load: its sessions, and where it counts and tells.
+
+    ``session`` is the one on the source's database, which not every way of reading has.
+    """
 
     definition: Definition
-    source: Connection
+    session: Connection | None
     destination: Connection
     result: Result
     say: Say
     progress: Progress
+
+    @property
+    def source(self) -> Connection:
+        """The session on the source's database, for what only a way of reading with one asks."""
+        assert self.session is not None
+        return self.session
 
     def tell_query(self, query: sql.Composable, count: int = 1) -> None:
         """Show what the source is asked for, ``count`` times with other blocks."""
@@ -58,11 +68,15 @@ class Transfer:
         plan, destination, totals = self.plan, self._destination, self.attempt.result.totals
         if plan.query is not None:
             self.attempt.tell_query(plan.query)
-        staging = Staging(destination, self.raw, plan.stream)
+        staging = Staging(destination, self.raw, plan.stream, versions=plan.versions)
         before = self._rows_of_raw() if plan.lands is Lands.WHOLE else 0
         again = f"exporter load {self.raw.target.key} --full-refresh"
         with contextlib.closing(batches):
             for batch in batches:
+                if batch.table:  # it has columns that those before it did not have
+                    target = self.raw.target
+                    self.raw = prepare(destination, target, batch.table, self.attempt.say)
+                    staging = Staging(destination, self.raw, batch.stream, versions=plan.versions)
                 stamp, number = self.stamp_of(totals.batches), totals.batches + 1
                 with self._transaction():
                     # On disk by the commit that ends the load: a server that crashes before loses

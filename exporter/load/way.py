@@ -92,7 +92,12 @@ class Watched:
     """The two sessions of a load, or of a thread that helps with it."""
 
     def __init__(
-        self, key: str, source: Connection, destination: Connection, say: Say | None, lost: float
+        self,
+        key: str,
+        source: Connection | None,
+        destination: Connection,
+        say: Say | None,
+        lost: float,
     ) -> None:
         self.key = key
         self.source = source
@@ -103,6 +108,11 @@ class Watched:
         self.lost_before = lost
         self._anew: float | None = None
         self._told: set[tuple[str, int]] = set()
+
+    @property
+    def sessions(self) -> list[Connection]:
+        """Those that there are: not every way of reading has one at the source."""
+        return [one for one in (self.source, self.destination) if one is not None]
 
     def begins_anew(self) -> None:
         """Take note that what follows would have to be done again from its start."""
@@ -175,7 +185,7 @@ class _Watch:
 
     def _look(self, loads: list[Watched]) -> None:
         seen = {}
-        for name in sorted({it.variable for one in loads for it in (one.source, one.destination)}):
+        for name in sorted({it.variable for one in loads for it in one.sessions}):
             session = self._session(name)
             if session.execute(_ANY).fetchone() == (False,):
                 continue
@@ -190,7 +200,8 @@ class _Watch:
 
     def _weigh(self, session: Connection, one: Watched, wait: _Wait, seconds: float) -> None:
         """Do what a wait asks of a load, if it is one of its sessions'."""
-        at_source = session.variable == one.source.variable and _is(one.source, wait.ours)
+        here = one.source is not None and session.variable == one.source.variable
+        at_source = here and _is(one.source, wait.ours)
         if wait.behind:
             if at_source:
                 self._ask(one, wait)
@@ -225,10 +236,11 @@ class _Watch:
             if one.ended or one not in self._loads:
                 return
             same = [it for it in self._loads if it.key == one.key]
-            backends = [it.source.backend for it in same if it.source.backend]
+            backends = [it.source.backend for it in same if it.source and it.source.backend]
             for it in same:
                 it.ended = True
             pids, began = [pid for pid, _ in backends], [began for _, began in backends]
+            assert one.source is not None  # else nobody could wait for it
             self._session(one.source.variable).execute(_TERMINATE, (pids, began))
         for it in same:
             it.tell("way", wait, why, "info")
@@ -250,7 +262,7 @@ _watch = _Watch()
 @contextlib.contextmanager
 def watched(
     key: str,
-    source: Connection,
+    source: Connection | None,
     destination: Connection,
     say: Say | None = None,
     lost: float = 0.0,
@@ -295,10 +307,10 @@ def making_way(attempt: Callable[[float], None]) -> None:
             signals.pause(0.1)  # the server has not noticed yet that our last session is gone
 
 
-def _is(session: Connection, pid: int) -> bool:
-    return session.backend is not None and session.backend[0] == pid
+def _is(session: Connection | None, pid: int) -> bool:
+    return session is not None and session.backend is not None and session.backend[0] == pid
 
 
-def _in_transaction(session: Connection) -> bool:
-    status = session.pgconn.transaction_status
+def _in_transaction(session: Connection | None) -> bool:
+    status = session.pgconn.transaction_status if session else TransactionStatus.IDLE
     return status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)

@@ -14,6 +14,7 @@ def refuse_elsewhere(attempt: Attempt, stored: State, reader: Reader) -> None:
     key, bound = attempt.definition.key, stored.binding
     if bound is None or not is_elsewhere(bound.source, reader.found):
         return
+    assert attempt.session is not None  # else nothing is elsewhere
     raise SourceError(
         f"{key}: the position is that of database {bound.source.database} in cluster"
         f" {bound.source.cluster or '?'}; {attempt.source.variable} leads to"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psycopg
 
 from exporter import state
-from exporter.config import Definition, project
+from exporter.config import Definition, project, source_variables
 from exporter.config.choice import choose
 from exporter.config.environment import require
 from exporter.errors import DriftError, ExporterError
@@ -55,7 +55,7 @@ def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
         definitions = choose(definitions, keys)
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Connection] = {}
-        sources = list(dict.fromkeys(it.source.variable for it in definitions)) or [_CORE]
+        sources = source_variables(definitions) or ([] if definitions else [_CORE])
         for variable in (*sources, _ANALYTICS):
             subject = _subject(variable)
             yield from _tried(subject, "connection", _connect(root, variable, stack, sessions))
@@ -75,13 +75,15 @@ def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
             if source := sessions.get(definition.source.variable):
                 found = of_source(source, analytics, definition)
                 yield from _tried(definition.key, "source", found)
+            if definition.source.rows:
+                yield from _tried(definition.key, "source", _of_function(analytics, definition))
             if analytics:
                 yield from _tried(definition.key, "lock", _lock(analytics, definition))
 
 
 def least_grants(definitions: list[Definition]) -> Iterator[str]:
     """Yield a script for each server that gives a role what a load needs, and no more."""
-    for variable in dict.fromkeys(it.source.variable for it in definitions):
+    for variable in source_variables(definitions):
         with connect(variable) as session:
             yield f"-- on the database of {variable}"
             its = [it for it in definitions if it.source.variable == variable]
@@ -279,6 +281,13 @@ def of_source(
         yield from _tried(key, "load", _load(core, analytics, definition))
 
 
+def _of_function(analytics: Connection | None, definition: Definition) -> Iterator[Finding]:
+    message = f"rows of {definition.source.rows}, which a load alone imports and calls"
+    yield Finding("ok", definition.key, "source", message)
+    if analytics:
+        yield from _tried(definition.key, "load", _load(None, analytics, definition))
+
+
 def _columns(core: Connection, key: str, table: Table, name: str) -> Iterator[Finding]:
     refuse_hidden(table)
     hidden = [one for one in ("xmin", "ctid") if one in table.unreadable]
@@ -343,7 +352,9 @@ def _index(core: Connection, definition: Definition, table: Table, name: str) ->
     yield Finding("warn", key, "index", message, tuple(statements))
 
 
-def _load(core: Connection, analytics: Connection, definition: Definition) -> Iterator[Finding]:
+def _load(
+    core: Connection | None, analytics: Connection, definition: Definition
+) -> Iterator[Finding]:
     """Take the steps of a load up to its first row; raise what it would raise."""
     key, told = definition.key, list[str]()
 
@@ -358,7 +369,8 @@ def _load(core: Connection, analytics: Connection, definition: Definition) -> It
     except DriftError as error:
         yield Finding("fail", key, "drift", error.message, (error.hint,) if error.hint else ())
     finally:
-        core.rollback()
+        if core:
+            core.rollback()
 
 
 def _fits(analytics: Connection, outlook: dry_run.Outlook, told: list[str]) -> Iterator[Finding]:
@@ -383,7 +395,7 @@ def _fits(analytics: Connection, outlook: dry_run.Outlook, told: list[str]) -> I
         yield Finding("fail", key, "drift", "; ".join(messages), statements)
     elif told:
         yield Finding("warn", key, "drift", "; ".join(told))
-    elif planned.creation:
+    elif planned.creation or not rows.columns:
         yield Finding("ok", key, "drift", f"{raw} is made by the first load")
     else:
         yield Finding("ok", key, "drift", f"{raw} has the source's columns")

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from exporter import state
-from exporter.config import Definition
+from exporter.config import Definition, source_variables
 from exporter.errors import ExporterError
 from exporter.source import Table, find_table, window
 from exporter.source.lookup import indexes, planned_rows
@@ -117,7 +117,7 @@ def current(definitions: list[Definition], say: Callable[[str], None]) -> Iterat
     with contextlib.ExitStack() as stack:
         destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
         sources: dict[str, Connection | None] = {}
-        for variable in dict.fromkeys(it.source.variable for it in definitions):
+        for variable in source_variables(definitions):
             sources[variable] = None
             try:
                 sources[variable] = stack.enter_context(connect(variable))
@@ -125,7 +125,9 @@ def current(definitions: list[Definition], say: Callable[[str], None]) -> Iterat
                 say(f"how far behind the source is not known: {error}")
         known = state.tables_exist(destination)
         for definition in definitions:
-            yield _status(sources[definition.source.variable], destination, definition, known, say)
+            yield _status(
+                sources.get(definition.source.variable), destination, definition, known, say
+            )
 
 
 def recent_runs(definition: Definition) -> list[dict[str, Any]]:

@@ -11,13 +11,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from exporter.python_models.values import (
-    BATCH,
-    InfiniteDate,
-    InfiniteTimestamp,
-    ResultError,
-    to_json,
-)
+from exporter.python_models.values import BATCH
+from exporter.values.columns import ResultError
+from exporter.values.text import InfiniteDate, InfiniteTimestamp, to_json
 
 _EXACT = {
     "smallint": "int16",

@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any
 
 from exporter.python_models.relation import Relation, Session
-from exporter.python_models.staging import Known, stage
-from exporter.python_models.values import ResultError
+from exporter.python_models.staging import stage
+from exporter.values.columns import Known, ResultError
 
 _FRAMES = (
     ("pandas", "DataFrame"),

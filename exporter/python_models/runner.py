@@ -21,7 +21,7 @@ from dbt_common.exceptions import DbtRuntimeError
 from exporter.errors import ExporterError
 from exporter.python_models import results
 from exporter.python_models.relation import Relation, RowError, Session, This
-from exporter.python_models.values import ResultError
+from exporter.values.columns import ResultError
 
 if TYPE_CHECKING:
     from exporter.python_models.workers import Workers

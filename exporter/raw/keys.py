@@ -48,6 +48,22 @@ def prove(
             )
 
 
+def keep_newest(destination: Connection, raw: RawTable, order: Sequence[Column]) -> None:
+    """Of staged rows that share a key, keep the newest by ``order``; of equals, the last staged."""
+    key = _COMMA.join(raw.key)
+    shared = sql.SQL("select exists (select from {} group by {} having count(*) > 1)")
+    if destination.execute(shared.format(STAGING, key)).fetchone() != (True,):
+        return
+    newest = [sql.SQL("{} desc nulls last").format(sql.Identifier(one.name)) for one in order]
+    destination.execute(
+        sql.SQL(
+            "delete from {0} s using (select ctid,"
+            " row_number() over (partition by {1} order by {2}) as place from {0}) o"
+            " where o.ctid = s.ctid and o.place > 1"
+        ).format(STAGING, key, _COMMA.join([*newest, sql.SQL("ctid desc")]))
+    )
+
+
 def _shared(raw: RawTable, row: sql.Composable, since: str | None) -> list[sql.Composed]:
     """Return the queries for two rows that share a key: within the batch, and with earlier ones."""
     if raw.unique_at_source:

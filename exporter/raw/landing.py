@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from exporter.errors import RowError
-from exporter.raw.keys import prove
+from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
 from exporter.raw.statements import STAGING, landing
 from exporter.raw.table import RawTable
@@ -26,14 +26,25 @@ BY_INDEX = (
 
 
 class Staging:
-    """A temporary table for the batches of one session. Its rows go with each transaction."""
+    """A temporary table for the batches of one session. Its rows go with each transaction.
 
-    def __init__(self, destination: Connection, raw: RawTable, stream: Sequence[Column]) -> None:
+    With ``versions``, several rows of a batch may have one key: the newest counts.
+    """
+
+    def __init__(
+        self,
+        destination: Connection,
+        raw: RawTable,
+        stream: Sequence[Column],
+        *,
+        versions: bool = False,
+    ) -> None:
         self._destination = destination
         self._raw = raw
         self._stream = stream
         names = raw.target.conflict_columns or (stream[0].name,)
         self._key = {one.name: place for place, one in enumerate(stream) if one.name in names}
+        self._versions = versions
         self._made = False
         self._late = True  # some row of the batch may not be beyond the stored position
         self._sent: deque[tuple[int, bytes | str]] = deque()  # rows before it; a block or a key
@@ -46,7 +57,8 @@ class Staging:
             _typed(column) if column.name in raw.narrow else sql.Identifier(column.name)
             for column in raw.columns
         ]
-        not_in_raw = [_typed(column) for column in self._stream[len(raw.columns) :]]
+        names = {column.name for column in raw.columns}
+        not_in_raw = [_typed(column) for column in self._stream if column.name not in names]
         self._destination.execute("drop table if exists pg_temp._exporter_staging")
         self._destination.execute(
             sql.SQL(
@@ -97,6 +109,8 @@ class Staging:
         a key.
         """
         destination, raw = self._destination, self._raw
+        if self._versions:
+            keep_newest(destination, raw, order)
         prove(destination, raw, order, since)
         whole = lands is Lands.WHOLE
         if whole and raw.key:

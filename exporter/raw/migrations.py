@@ -49,6 +49,11 @@ def run(root: Path, *words: str) -> None:
 
 def new(root: Path, name: str, definition: Definition) -> Path:
     """Write the migration that makes the raw table of a definition; return the file."""
+    if definition.source.rows:
+        raise UsageError(
+            f"{definition.where}: only a load finds out the columns of {definition.source.rows}",
+            hint=f"exporter load {definition.key} makes the table",
+        )
     if not re.fullmatch(r"\w+", name):
         raise UsageError(f"{name} is not a name for a migration", hint="letters, digits and _")
     with (

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from exporter import state
-from exporter.config import Destination
+from exporter.config import OWN, Destination
 from exporter.errors import DriftError, SourceError
 from exporter.raw import citus, drift, fit
 from exporter.raw.drift import Change
@@ -20,8 +20,8 @@ from exporter.source.catalog import require
 from exporter.source.lookup import relation_columns
 from exporter.wire import Connection
 
-STAMP = "_exported_at"
-DELETED = "_deleted_at"  # with deletes: mark, when a row was found to be gone; NULL while it lives
+# The latter with deletes: mark, when a row was found to be gone; NULL while it lives.
+STAMP, DELETED = OWN
 _MOMENT = "timestamp with time zone"
 _SMALL = 1024**3  # bytes of a raw table that a load may write anew, for a wider type
 _FILL = 90  # percent: a changed row finds room in its page, and the key's index stays as it is
@@ -115,6 +115,9 @@ def plan(
     Raises DriftError.
     """
     columns = table.landed
+    if not columns:  # not before its rows are read
+        nothing = target._replace(conflict_columns=())
+        return Preparation(RawTable(nothing, (), True, True, True, False), None, (), (), {})
     conflict = frozenset(target.conflict_columns)
     unique = is_proved(table, target.conflict_columns)
     not_null = all(column.not_null for column in table.landed if column.name in conflict)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exporter.config import Definition
+from exporter.config import Definition, source_variables
 from exporter.errors import ProjectError
 from exporter.source import catalog
 from exporter.wire import Connection, connect
@@ -40,7 +40,8 @@ class Origin(NamedTuple):
     @property
     def source_name(self) -> str:
         """What dbt docs call the database's tables: the name in ``source.database``."""
-        return self.definition.source.database.lower()
+        source = self.definition.source
+        return "python" if source.rows else source.database.lower()
 
 
 def complete(folder: Path, definitions: list[Definition]) -> list[str]:
@@ -57,10 +58,15 @@ def complete(folder: Path, definitions: list[Definition]) -> list[str]:
     for content in (manifest, tables):  # what an earlier call added
         content["sources"] = {i: s for i, s in content["sources"].items() if not _MARK.search(i)}
     origins = []
-    for variable in dict.fromkeys(it.source.variable for it in definitions):
+    for variable in source_variables(definitions):
         with connect(variable) as source:
             its = [it for it in definitions if it.source.variable == variable]
             origins += [read(source, definition) for definition in its]
+    origins += [
+        Origin(definition, "", False, definition.source.rows.types, {})
+        for definition in definitions
+        if definition.source.rows
+    ]
     edges = [add(manifest, tables, origin) for origin in origins]
     for file, content in zip(files, (manifest, tables), strict=True):
         file.write_text(json.dumps(content), encoding="utf-8")
@@ -85,7 +91,7 @@ def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str
     else:
         return None  # the raw table is disabled in dbt
     name = definition.source.table
-    if definition.source.schema != "public":
+    if definition.source.schema not in ("public", ""):
         name = f"{definition.source.schema}.{name}"
     node = _node(raw, name, origin)
     child, parent = raw["unique_id"], node["unique_id"]
@@ -105,6 +111,8 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
     described = {column: entry["description"] for column, entry in raw["columns"].items()}
     order = ", ".join(f"`{column}`" for column in definition.source.order)
     how = f"in the order of {order}" if order else "by the transactions of its rows"
+    if definition.source.rows:
+        how = f"from the last `{order}` on" if order else "as a whole"
     reading = (
         f"`exporter load {definition.key}` reads it {how}, and lands it in"
         f" `{definition.destination}`."
@@ -126,7 +134,9 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
         "name": name,
         "identifier": definition.source.table,
         "source_name": origin.source_name,
-        "source_description": f"The {origin.source_name} database's tables that `exporter` reads.",
+        "source_description": "Python functions whose rows `exporter` lands."
+        if definition.source.rows
+        else f"The {origin.source_name} database's tables that `exporter` reads.",
         "loader": "the application",
         "fqn": [raw["package_name"], origin.source_name, name],
         "unique_id": f"source.{raw['package_name']}._{mark}.{name}",

@@ -42,9 +42,13 @@ __all__ = [
 ]
 
 
-def reader_of(definition: Definition, source: Connection) -> Reader:
-    """Return the way of reading that a definition asks for."""
+def reader_of(definition: Definition, source: Connection | None) -> Reader:
+    """Return the way of reading that a definition asks for. A function needs no session."""
     cursor = definition.source.cursor
+    if source is None:
+        from exporter.source.rows import RowsReader  # noqa: PLC0415  most definitions are of tables
+
+        return RowsReader(definition)
     if definition.source.read == "changes":
         return CopyReader(source, definition)
     if cursor is None or definition.source.is_scanned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -304,6 +304,29 @@ def _schemas_of(connection: Connection, types: Iterable[str]) -> str:
 def columns_of(source: Connection, oid: int) -> tuple[Column, ...]:
     """Return a table's columns. ``raw_type`` is what a destination gives them that knows it."""
     return _columns(source, None, oid)
+
+
+def typed_columns(session: Connection, where: str, types: Mapping[str, str]) -> tuple[Column, ...]:
+    """Return columns of these types, as the session's server has them. Raises SourceError."""
+    if not types:
+        return ()
+    found: dict[str, tuple[int, int]] = {}
+    session.look_in(session.role_path)  # a type may be an extension's
+    for kind in dict.fromkeys(types.values()):
+        try:
+            with session.transaction():
+                result = session.execute(sql.SQL("select null::{}").format(sql.SQL(kind))).pgresult
+        except psycopg.ProgrammingError as error:
+            names = ", ".join(name for name, one in types.items() if one == kind)
+            raise SourceError(
+                f"{where}: data_type of {names}: {error.diag.message_primary}",
+                hint="it is a type of the destination's server",
+            ) from None
+        assert result is not None
+        found[kind] = result.ftype(0), result.fmod(0)
+    session.look_in("")
+    oids, typmods = zip(*(found[kind] for kind in types.values()), strict=True)
+    return _columns(session, session, 0, [*types], oids, typmods)
 
 
 def refuse_hidden(table: Table) -> None:

@@ -96,6 +96,8 @@ class Plan(NamedTuple):
     swept: int = 0
     passed_over: str = ""  # why the cursor may pass over rows, and what to do about it
     reconciles: bool = False  # rows that are gone at the source are looked for afterwards
+    versions: bool = False  # rows may share a key: the newest by ``order``, else the last, counts
+    call: str = ""  # of a function, which has no query, for people
 
     @property
     def goes_on(self) -> bool:
@@ -130,11 +132,14 @@ class Rows(NamedTuple):
 class Batch(NamedTuple):
     """What lands in one transaction: ``parts`` one after the other, then the position.
 
-    ``reaches`` gives the position to store; it may be called when the parts have been read.
+    ``reaches`` gives the position to store; it may be called when the parts have been read. The
+    columns of ``stream`` come from here on, where that is given, and ``table`` is as raw has to be.
     """
 
     parts: Iterable[Rows]
     reaches: Callable[[], State]
+    table: Table | None = None
+    stream: tuple[Column, ...] = ()
 
 
 class Reader(Protocol):
@@ -162,6 +167,12 @@ class Reader(Protocol):
 
     def doubt(self, stored: State) -> Judgement:
         """Return what the position is worth by what the table's rows show."""
+
+    def begun(self, stored: State, wanted: Wanted) -> Table:
+        """Begin to read from this position; return the table with the columns of its first rows.
+
+        A rehearsal does without it. Raises SourceError.
+        """
 
     def plan(
         self, stored: State, target: Target, wanted: Wanted, *, empty: bool, shared: bool = False

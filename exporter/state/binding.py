@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Source(NamedTuple):
-    """The source as one load sees it. What it cannot be asked for is None.
+    """The source as one load sees it. What it cannot be asked for is None; a function has none.
 
     ``partitions`` are those of a partitioned table, by oid. ``lsn`` and ``next_xid`` grow within
     one timeline; ``clock`` is the server's.
@@ -83,7 +83,8 @@ class Judgement(NamedTuple):
 def is_elsewhere(stored: Source, now: Source) -> bool:
     """Tell whether the source is another database, or in another cluster."""
     clusters = stored.cluster and now.cluster and stored.cluster != now.cluster
-    return bool(clusters) or stored.database != now.database
+    databases = stored.database and now.database and stored.database != now.database
+    return bool(clusters or databases)
 
 
 def judge(stored: Binding, now: Binding, *, raw_is_empty: bool) -> Judgement:

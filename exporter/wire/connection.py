@@ -201,10 +201,17 @@ class Sessions:
 
     @contextlib.contextmanager
     def pair(self, variable: str = "DATABASE_URL_CORE") -> Iterator[tuple[Connection, Connection]]:
+        """Give the destination's session and the source's: see ``opened``."""
+        with self.opened(variable) as (destination, source):
+            assert source is not None
+            yield destination, source
+
+    @contextlib.contextmanager
+    def opened(self, variable: str) -> Iterator[tuple[Connection, Connection | None]]:
         """Give the destination's session and the source's, as good as new. Raises DatabaseError.
 
-        ``variable`` names the source; the session on another one is closed before, so that there
-        are no more at once than one on each side.
+        ``variable`` names the source; "" is one without a session. The session on another source is
+        closed before, so that there are no more at once than one on each side.
 
         Where an error is raised they are closed: nobody knows what state they are in.
         """
@@ -214,12 +221,14 @@ class Sessions:
                     session.settle()  # a server or a firewall may have ended an idle one
             except psycopg.Error:
                 self._close()
-            if self._kept and self._kept[-1].variable != variable:
-                self._kept.pop().close()
-            for name in ("DATABASE_URL_ANALYTICS", variable)[len(self._kept) :]:
+            for other in self._kept[1:]:
+                if variable and other.variable != variable:
+                    self._kept.pop().close()
+            wanted = ["DATABASE_URL_ANALYTICS", *([variable] if variable else [])]
+            for name in wanted[len(self._kept) :]:
                 self._kept.append(connect(name))
-            destination, source = self._kept
-            yield destination, source
+            destination = self._kept[0]
+            yield destination, self._kept[1] if variable else None
         except BaseException:
             self._close()
             raise
@@ -234,7 +243,7 @@ class Sessions:
 
 
 @contextlib.contextmanager
-def stopped_in_order(*connections: Connection) -> Iterator[None]:
+def stopped_in_order(*connections: Connection | None) -> Iterator[None]:
     """Cancel what these sessions are doing where an interrupt ends it, and raise the interrupt."""
     try:
         yield
@@ -242,7 +251,7 @@ def stopped_in_order(*connections: Connection) -> Iterator[None]:
         stop = signals.behind(error)
         if stop is None:
             raise
-        for connection in connections:
+        for connection in filter(None, connections):
             cancel(connection)
         raise stop from None
 

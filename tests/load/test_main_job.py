@@ -105,6 +105,7 @@ def test_nothing_new_costs_little_and_imports_little(product: Workplace) -> None
     )  # fmt: skip
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"dbt", "pandas", "pyarrow", "jinja2", "tenacity", "rich", "slack_sdk"}
+    assert not imported & {"exporter.source.rows", "exporter.values"}
 
 
 def test_rows_that_commit_late_are_not_lost(product: Workplace) -> None:

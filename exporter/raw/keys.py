@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from exporter.errors import SourceError
-from exporter.raw.statements import STAGING
+from exporter.raw.statements import PLACE, STAGING
 from exporter.raw.table import STAMP, RawTable
 from exporter.source import Column
 from exporter.source.shared import UNIQUE
@@ -60,7 +60,7 @@ def keep_newest(destination: Connection, raw: RawTable, order: Sequence[Column])
             "delete from {0} s using (select ctid,"
             " row_number() over (partition by {1} order by {2}) as place from {0}) o"
             " where o.ctid = s.ctid and o.place > 1"
-        ).format(STAGING, key, _COMMA.join([*newest, sql.SQL("ctid desc")]))
+        ).format(STAGING, key, _COMMA.join([*newest, sql.SQL("{} desc").format(PLACE)]))
     )
 
 

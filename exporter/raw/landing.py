@@ -12,7 +12,7 @@ from psycopg import sql
 from exporter.errors import RowError
 from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
-from exporter.raw.statements import STAGING, landing
+from exporter.raw.statements import PLACE, STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
 from exporter.wire import AHEAD, Block, Connection, field, find_operators, pour
@@ -65,6 +65,12 @@ class Staging:
                 "create temp table {} on commit delete rows as select {} from {} with no data"
             ).format(STAGING, sql.SQL(", ").join([*in_raw, *not_in_raw]), raw.name)
         )
+        if self._versions:  # where rows lie does not tell in what order they came
+            self._destination.execute(
+                sql.SQL("alter table {} add {} bigint generated always as identity").format(
+                    STAGING, PLACE
+                )
+            )
         self._made = True
 
     def fill(self, blocks: Iterable[Block], batch: int) -> tuple[int, int]:

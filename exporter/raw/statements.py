@@ -10,6 +10,7 @@ from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source import BEYOND, Column, Lands
 
 STAGING = sql.Identifier("_exporter_staging")
+PLACE = sql.Identifier("_exporter_place")  # of a row among those that were staged with it
 _COMMA = sql.SQL(", ")
 
 

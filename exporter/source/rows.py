@@ -22,7 +22,7 @@ from exporter.config import OWN, Definition
 from exporter.errors import SourceError, UsageError
 from exporter.source import window
 from exporter.source.catalog import Column, Table, typed_columns
-from exporter.source.function import Call
+from exporter.source.function import Call, described
 from exporter.source.lookup import relation_columns
 from exporter.source.reader import Batch, Lands, Plan, Rows, Target, Wanted
 from exporter.source.scale import Scale
@@ -266,6 +266,9 @@ class RowsReader:
             data = values.encoded(self._seen, found, rows) + b"\n"
         except ResultError as error:
             self._fail(str(error))
+        except Exception as error:  # noqa: BLE001  a value of the function's may raise anything
+            where = f"{rows.name(0)} or one of the {count - 1:,} after it"
+            self._fail(f"{where}: {described(error, self._function.folder)}")
         self._refuse_own_names()
         of = {one.name: present for one, present in zip(self._seen, found, strict=True)}
         nothing = (None,) * count

@@ -97,7 +97,17 @@ def take(
 def encoded(columns: Sequence[Column], found: list[tuple[Any, ...]], rows: Rows) -> bytes:
     """Return rows as COPY's text, without the last line's end. Raises ResultError."""
     texts = [_encoded(one, present, rows) for one, present in zip(columns, found)]  # noqa: B905
-    return "\n".join(map("\t".join, zip(*texts))).encode()  # noqa: B905
+    try:
+        return "\n".join(map("\t".join, zip(*texts))).encode()  # noqa: B905
+    except UnicodeEncodeError:
+        for one, present in zip(columns, texts):  # noqa: B905
+            for place, value in enumerate(present):
+                if not value.isascii() and value.encode(errors="ignore").decode() != value:
+                    raise ResultError(
+                        f"column {one.name!r} cannot hold half of a character (a surrogate):"
+                        f" {rows.name(place)}"
+                    ) from None
+        raise
 
 
 def _values(

@@ -298,6 +298,35 @@ def test_a_type_that_became_wider_or_another(shop: Workplace) -> None:
     assert len(rows(shop)) == 50
 
 
+def test_a_value_that_the_destination_refuses_is_named(shop: Workplace) -> None:
+    shop.define(EVENT + "  columns: [{name: name, data_type: varchar(3)}]\n")
+    write(shop, "def events(since):\n    yield from (event(n) for n in range(95, 110))\n")
+    said = failed(shop)
+    assert "Event: batch 1, row id=100, column name: value too long for type character" in said
+    assert rows(shop) == []
+    shop.define(EVENT + "  columns: [{name: name, data_type: nonsense}]\n")
+    assert 'data_type of name: type "nonsense" does not exist' in failed(shop)
+
+
+def test_of_equals_the_last_counts_wherever_it_lies(shop: Workplace) -> None:
+    """From the second batch on, a short row gets into a page that long ones have left."""
+    shop.define(IN_ORDER.replace("batch_rows: 10", "batch_rows: 1000"))
+    write(
+        shop,
+        """
+import random
+
+def events(since):
+    chance = random.Random(1)
+    for n in range(2000):
+        pad = "".join(map(str, chance.choices(range(10), k=chance.choice((100, 1000, 1900)))))
+        yield {**event(0), "id": n // 5, "name": f"n{n}", "pad": pad}
+""",
+    )
+    shop.load()
+    assert rows(shop) == [(n, f"n{5 * n + 4}") for n in range(400)]
+
+
 def test_one_dict_that_is_changed_again_and_again(shop: Workplace) -> None:
     write(
         shop,
@@ -368,6 +397,7 @@ def test_a_row_that_is_not_in_order_is_refused(shop: Workplace) -> None:
 
 
 def test_all_or_nothing_without_an_order(shop: Workplace) -> None:
+    shop.define(EVENT + "        batch_rows: 10\n")
     write(
         shop,
         "def events(since):\n    yield from (event(n) for n in range(3000))\n    1 / 0\n",
@@ -377,6 +407,48 @@ def test_all_or_nothing_without_an_order(shop: Workplace) -> None:
     assert position(shop)["cursor"] is None
     there = shop.query(shop.analytics, "select to_regclass('analytics_raw.event')")
     assert there == [(None,)]
+
+
+def test_a_table_that_becomes_a_function_is_read_once_and_compared(shop: Workplace) -> None:
+    shop.define(EVENT.replace("rows: readers.shop:events", "table: event"))
+    shop.query(
+        shop.core,
+        "create table event (id bigint primary key, at timestamptz not null, name text);"
+        " insert into event select n, '2026-01-01 UTC'::timestamptz + n * interval '1 minute', 'n' || n"
+        " from generate_series(0, 4) n",
+    )
+    shop.load()
+    shop.define(EVENT)
+    write(shop, "def events(since):\n    called(since)\n    yield from map(event, range(6))\n")
+    done = shop.run("exporter", "load", "--json")
+    assert "readers.shop:events is another table than the one that was read" in done.stderr
+    assert (json.loads(done.stdout)["rows_written"], calls(shop)) == (1, ["None"])
+    shop.define(EVENT.replace("rows: readers.shop:events", "table: event"))
+    assert shop.load()["rows_unchanged"] == 5
+
+
+def test_two_projects_in_one_process_have_a_module_of_one_name(
+    shop: Workplace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    write(shop, "def events(since):\n    yield event(1)\n")
+    other = tmp_path_factory.mktemp("other")
+    (other / "models").mkdir()
+    (other / "readers").mkdir()
+    (other / "dbt_project.yml").write_text("name: other\nprofile: dbt_exporter\n")
+    text = (shop.folder / "models" / "sources.yml").read_text()
+    (other / "models" / "sources.yml").write_text(text.replace("name: event", "name: other"))
+    text = (shop.folder / "readers" / "shop.py").read_text()
+    (other / "readers" / "shop.py").write_text(text.replace("event(1)", "event(2)"))
+    program = (
+        "import sys; from exporter.api import load\n"
+        "for folder in sys.argv[1:]:\n"
+        "    print([one.error for one in load(project_dir=folder)], sys.path.count(folder))"
+    )
+    folders = [str(shop.folder), str(other), str(shop.folder)]
+    done = shop.run("python", "-c", program, *folders)
+    assert done.stdout.splitlines()[1::2] == ["[None] 0"] * 3, done
+    assert rows(shop) == [(1, "n1")]
+    assert shop.query(shop.analytics, "select id from analytics_raw.other") == [(2,)]
 
 
 # -- what is wrong
@@ -403,6 +475,13 @@ WRONG = [
     ("def events(since):\n    yield event(1, x=1)\n    yield event(2, x='')", 1, "make them one"),
     ("def events(since):\n    yield event(1, _exported_at=1)", 1, "_exported_at"),
     ("def events(since):\n    yield event(1, name='a\\0')", 1, "NUL"),
+    ("def events(since):\n    yield event(1, name='\\ud800')", 1, "surrogate): row 1, id = 1"),
+    (
+        "def events(since):\n    yield event(1, x=10**5000)",
+        1,
+        "row 1, id = 1 or one of the 0 after",
+    ),
+    ("def events(since):\n    yield event(1, j={'x': float('nan')})", 1, "NaN"),
     ("import nothing_there", 1, "No module named 'nothing_there'"),
     ("def events(since:\n", 1, "readers/shop.py:14: SyntaxError"),
     ("raise SystemExit(5)", 1, "SystemExit: 5"),

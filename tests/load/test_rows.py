@@ -414,8 +414,8 @@ def test_a_table_that_becomes_a_function_is_read_once_and_compared(shop: Workpla
     shop.query(
         shop.core,
         "create table event (id bigint primary key, at timestamptz not null, name text);"
-        " insert into event select n, '2026-01-01 UTC'::timestamptz + n * interval '1 minute', 'n' || n"
-        " from generate_series(0, 4) n",
+        " insert into event select n, '2026-01-01 UTC'::timestamptz + n * interval '1 minute',"
+        " 'n' || n from generate_series(0, 4) n",
     )
     shop.load()
     shop.define(EVENT)

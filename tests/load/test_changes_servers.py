@@ -13,7 +13,7 @@ import pytest
 from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
-from tests.helpers.processes import start_load, until
+from tests.helpers.processes import start_load, until, wait_unlocked
 from tests.helpers.versions import (
     LOGICAL,
     caught_up,
@@ -306,28 +306,35 @@ def test_a_key_that_was_taken_over_while_a_copy_was_interrupted(place: Workplace
         place.core,
         "create table thing (id int primary key, a text, big text);"
         "alter table thing alter big set storage external;"
-        "insert into thing select i, 'a', repeat(md5(i::text), 300) from generate_series(1, 9) i",
+        "insert into thing select i, repeat('a', 900),"
+        " case when i < 9 then repeat(md5(i::text), 300) end from generate_series(1, 20000) i",
     )
     define(place, "thing")
-    results(place)
-    name = slots(place)[0][0]
-    receiver = start_receiver(place, name)
+    process = start_load(place, BATCH_SIZE="100")
+    begun = "select count(*) from analytics_raw._exporter_state where next_block > 0"
+    until(
+        lambda: (
+            place.query(
+                place.analytics, "select to_regclass('analytics_raw._exporter_state') is not null"
+            )
+            == [(True,)]
+            and place.query(place.analytics, begun) == [(1,)]
+        )
+    )
+    process.kill()
+    process.communicate()
+    wait_unlocked(place)
+    assert place.query(place.analytics, begun) == [(1,)]
+    place.query(
+        place.core,
+        "update thing set id = -1 where id = 1;"
+        "insert into thing values (1, 'b', repeat(md5('other'), 300))",
+    )
+    receiver = start_receiver(place, slots(place)[0][0])
     try:
-        assert "is active" in refused(place, "--full-refresh", "thing")[1]
+        assert "is active" in refused(place)[1]
     finally:
         receiver.finish()
-    change = (
-        "update {0} set id = 10 where id = 1;"
-        "insert into {0} (id, a, big{1}) select 1, 'b', repeat(md5('other'), 300){2}"
-    )
-    place.query(place.core, change.format("thing", "", ""))
-    # as a copy leaves it that was interrupted before, and went on behind
-    raw = "analytics_raw.thing"
-    place.query(place.analytics, change.format(raw, ", _exported_at", ", now()"))
-    place.query(
-        place.analytics,
-        "update analytics_raw._exporter_state set slot = jsonb_set(slot, '{resumed}', 'true')",
-    )
-    assert "the key of row id=10 changed while the copy" in refused(place)[1]
+    assert "the key of row id=-1 changed while the copy" in refused(place)[1]
     results(place, "--full-refresh", "thing")
     same(place, "thing")

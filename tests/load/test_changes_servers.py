@@ -113,6 +113,7 @@ def test_a_failover_that_lost_what_has_landed(
     same(place, "thing")
 
 
+@pytest.mark.long
 def test_a_failover_that_lost_what_a_copy_has(
     place: Workplace, followed: tuple[Server, Server]
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_failover_that_lost_what_a_copy_has(
     same(place, "thing", "other")
 
 
+@pytest.mark.long
 def test_a_standby_that_must_have_the_changes_first(
     place: Workplace, followed: tuple[Server, Server]
 ) -> None:

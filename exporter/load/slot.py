@@ -89,11 +89,13 @@ def _why_anew(
         return f"{elsewhere}{', and ' * bool(elsewhere)}is not at the source any more"
     if found.lost:
         return f"is lost: {found.lost}"
-    confirmed = lsn_number(found.confirmed or known.lsn)
+    confirmed, last = lsn_number(found.confirmed or known.lsn), position_of(known.last_commit)
     if confirmed > lsn_number(known.lsn):
         return "was read further by somebody else, or the destination is an older one"
-    if elsewhere and (fork is None or max(confirmed, position_of(known.last_commit)) > fork):
+    if elsewhere and (fork is None or max(confirmed, last) > fork):
         return f"{elsewhere}, which does not have all that has landed"
+    # The session before may have confirmed the commit while we looked for it.
+    parted = parted and last > confirmed
     if parted or (not elsewhere and lsn_number(known.lsn) > (server.lsn or 0)):
         return "was read further than the source has WAL: it has lost commits"
     return ""

@@ -13,6 +13,7 @@ from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source.changes import CHANGED, NEW, REMOVE, Changes
+from exporter.state import Copied
 from exporter.wire import Block, Connection, find_operators, pour
 
 _COMMA = sql.SQL(", ")
@@ -57,10 +58,10 @@ class ChangesStaging:
                 hint="widen it; or exporter.source.read: scan",
             )
 
-    def land(self, changes: Changes, stamp: str, *, settling: bool) -> Landed:
+    def land(self, changes: Changes, stamp: str, settling: Copied | None) -> Landed:
         """Land changes in the running transaction. Raises RowError, DriftError, Present.
 
-        ``settling``: changes may be older than the copy of the table, which may lack their rows.
+        ``settling``: changes may be older than this copy of the table, which may lack their rows.
         """
         landed = Landed()
         destination = self._destination
@@ -80,7 +81,7 @@ class ChangesStaging:
         count = changes.count()
         try:
             if changes.patches:
-                count[CHANGED] += self._complete(settling=settling)
+                count[CHANGED] += self._complete(settling)
             if count[REMOVE]:
                 landed.deleted += destination.execute(self._removed(stamp)).rowcount
             if self._trusting and not settling:
@@ -183,12 +184,14 @@ class ChangesStaging:
         )
         return self._destination.execute(statement(self._raw, stamp, rows)).rowcount
 
-    def _complete(self, *, settling: bool) -> int:
+    def _complete(self, settling: Copied | None) -> int:
         """Take from raw what staged rows keep of it; return how many rows are complete now.
 
-        Raises DriftError where raw has no such row.
+        Raises DriftError where raw has no such row, or may have another one in its place.
         """
         raw = self._raw
+        if settling and settling.resumed:
+            self._refuse_moved()
         taken = [
             sql.SQL(
                 "{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::text else s.{0} end"
@@ -219,13 +222,9 @@ class ChangesStaging:
         if settling:  # the copy was made later, when the row was gone: its removal follows
             execute(sql.SQL("delete from {} where _op = 'p'").format(self._name))
             return count
-        key = _COMMA.join(
-            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
-            for name, place in self._keys
-        )
         row = execute(
-            sql.SQL("select concat_ws(', ', {}) from {} s where _op = 'p' limit 1").format(
-                key, self._name
+            sql.SQL("select {} from {} s where _op = 'p' limit 1").format(
+                self._key_text, self._name
             )
         ).fetchone()
         if row:
@@ -235,6 +234,40 @@ class ChangesStaging:
                 hint=f"exporter load {raw.target.key} --full-refresh",
             )
         return count
+
+    def _refuse_moved(self) -> None:
+        """Raise DriftError for a row with a new key of which the copy was made later, in part.
+
+        Under its old key, raw may have another row by now.
+        """
+        raw, under = self._raw, self._own[2:]
+        row = self._destination.execute(
+            sql.SQL(
+                "select {} from {} s join {} r on {} where s._op = 'p' and row({}) is distinct from"
+                " row({}) limit 1"
+            ).format(
+                self._key_text,
+                self._name,
+                raw.name,
+                self._same_key("r"),
+                _COMMA.join(under),
+                _COMMA.join(sql.Identifier(f"_{place}") for _, place in self._keys),
+            )
+        ).fetchone()
+        if row:
+            raise DriftError(
+                f"{raw.target.key}: the key of row {row[0]} changed while the copy of {raw.target}"
+                " was interrupted: which of its large values are its own cannot be told",
+                hint=f"exporter load {raw.target.key} --full-refresh",
+            )
+
+    @property
+    def _key_text(self) -> sql.Composable:
+        parts = (
+            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
+            for name, place in self._keys
+        )
+        return sql.SQL("concat_ws(', ', {})").format(_COMMA.join(parts))
 
 
 def _blocks(changes: Changes) -> Iterator[Block]:

@@ -117,7 +117,9 @@ class CopyReader(ScanReader):
             )
         same = not empty and self._goes_on(stored)
         fresh = Copied(self._slot.name, self._seen, None, self._files())
-        self._moment = self._moment._replace(slot=stored.slot if same else fresh)
+        if same and stored.slot:
+            fresh = stored.slot._replace(resumed=True)
+        self._moment = self._moment._replace(slot=fresh)
         if self._is_first(stored, target, wanted, empty=empty):
             return self._first(plan, target, empty=empty)
         self._finish = lambda: self._complete(stored)

@@ -121,12 +121,14 @@ class Copied(NamedTuple):
 
     ``until``: the position behind which the copy is as if it had never been; None while the copy
     goes on. ``files`` are those of its heaps: a table that is written anew sends no changes.
+    ``resumed``: some rows are of a later snapshot.
     """
 
     name: str
     snapshot: str | None
     until: str | None
     files: dict[str, str]
+    resumed: bool = False
 
 
 class State(NamedTuple):

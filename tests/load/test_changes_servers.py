@@ -13,7 +13,7 @@ import pytest
 from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
-from tests.helpers.processes import start_load, until
+from tests.helpers.processes import start_load, until, wait_unlocked
 from tests.helpers.versions import (
     LOGICAL,
     caught_up,
@@ -24,6 +24,7 @@ from tests.helpers.versions import (
     server_of,
     standby_of,
 )
+from tests.load.test_changes import start_receiver
 
 THING = (
     "create table thing (id int primary key, a text);"
@@ -112,6 +113,7 @@ def test_a_failover_that_lost_what_has_landed(
     same(place, "thing")
 
 
+@pytest.mark.long
 def test_a_failover_that_lost_what_a_copy_has(
     place: Workplace, followed: tuple[Server, Server]
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_failover_that_lost_what_a_copy_has(
     same(place, "thing", "other")
 
 
+@pytest.mark.long
 def test_a_standby_that_must_have_the_changes_first(
     place: Workplace, followed: tuple[Server, Server]
 ) -> None:
@@ -297,3 +300,43 @@ def test_who_wrote_while_the_owner_published_is_waited_for(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     same(place, "thing", "other")
+
+
+def test_a_key_that_was_taken_over_while_a_copy_was_interrupted(place: Workplace) -> None:
+    """The copy has both rows as they are now: under the old key a change would find the other."""
+    place.query(
+        place.core,
+        "create table thing (id int primary key, a text, big text);"
+        "alter table thing alter big set storage external;"
+        "insert into thing select i, repeat('a', 900),"
+        " case when i < 9 then repeat(md5(i::text), 300) end from generate_series(1, 20000) i",
+    )
+    define(place, "thing")
+    process = start_load(place, BATCH_SIZE="100")
+    begun = "select count(*) from analytics_raw._exporter_state where next_block > 0"
+    until(
+        lambda: (
+            place.query(
+                place.analytics, "select to_regclass('analytics_raw._exporter_state') is not null"
+            )
+            == [(True,)]
+            and place.query(place.analytics, begun) == [(1,)]
+        )
+    )
+    process.kill()
+    process.communicate()
+    wait_unlocked(place)
+    assert place.query(place.analytics, begun) == [(1,)]
+    place.query(
+        place.core,
+        "update thing set id = -1 where id = 1;"
+        "insert into thing values (1, 'b', repeat(md5('other'), 300))",
+    )
+    receiver = start_receiver(place, slots(place)[0][0])
+    try:
+        assert "is active" in refused(place)[1]
+    finally:
+        receiver.finish()
+    assert "the key of row id=-1 changed while the copy" in refused(place)[1]
+    results(place, "--full-refresh", "thing")
+    same(place, "thing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -382,6 +383,7 @@ def test_a_standby_may_take_the_slot_over(newest: Workplace) -> None:
     assert "loads wait for the standby of east, west" in str(_checked(newest, 1))
     process = start_load(newest)
     assert process.stderr
+    assert select.select([process.stderr], [], [], 30)[0]
     assert "waits for the standby of east, west" in process.stderr.readline()
     newest.query(newest.core, "alter system reset synchronized_standby_slots")
     newest.query(newest.core, "select pg_reload_conf()")

@@ -12,7 +12,7 @@ from exporter.commands import shared as cli
 from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.monitoring.check import Finding
+    from exporter.monitoring.finding import Finding
 
 
 @click.command(

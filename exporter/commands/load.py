@@ -17,6 +17,7 @@ from exporter.errors import ExporterError, SettingError, StoppedError, UsageErro
 
 if TYPE_CHECKING:
     from exporter.config import Definition
+    from exporter.load.dry_run import Rehearsal
     from exporter.load.transfer import After
     from exporter.source import Wanted
     from exporter.state import Result
@@ -124,10 +125,16 @@ def command(
     if dry_run:
         if reconcile:
             raise UsageError("--dry-run shows what is loaded: leave out --reconcile")
-        sys.exit(_dry_run(call, _chosen(call, keys, wanted), wanted, as_json))
+        chosen = _chosen(call, keys, wanted)
+        slotted = _slotted(call, chosen, keys, wanted, reconcile=False)
+        sys.exit(_dry_run(call, chosen, slotted, wanted, as_json))
     with cli.interruptible(), Run(call.console, call.environment, metrics_file) as run:
         chosen = _chosen(call, keys, wanted)
         slotted = _slotted(call, chosen, keys, wanted, reconcile=reconcile)
+        if metrics_file:
+            from exporter.monitoring.slots import sources_of
+
+            run.sources = sources_of(call.definitions((), source=False))
         chosen = [one for one in chosen if one.source.read != "changes"]
         after = _reconciliation(chosen, keys, limit) if reconcile else None
         load_one = functools.partial(
@@ -144,7 +151,7 @@ def command(
             max_connections=max_connections,
             scheduler=scheduler,
         )
-        followed = _followed(slotted, call.console, load, results_of) if slotted.definitions else ()
+        followed = _followed(slotted, call.console, load, results_of) if slotted.groups else ()
         others = results_of(chosen, load_one)
         for results in (followed, others):
             if any(isinstance(one.error, StoppedError) for one in run.results):
@@ -177,9 +184,9 @@ def with_batch_size(chosen: list[Definition]) -> list[Definition]:
 
 
 class _Slotted(NamedTuple):
-    """The definitions that share a slot, and which of them are to be copied anew."""
+    """The definitions that share a slot, of each source; and which are to be copied anew."""
 
-    definitions: list[Definition]
+    groups: list[list[Definition]]
     refresh: frozenset[str]
 
 
@@ -198,6 +205,7 @@ def _slotted(
     named = [one for one in chosen if one.source.read == "changes"]
     if not named:
         return _Slotted([], frozenset())
+    variables = dict.fromkeys(one.source.variable for one in named)
     flags = {"--since and --until": wanted.span, "--sweep": wanted.sweep, "--reconcile": reconcile}
     for flag in [flag for flag, given in flags.items() if given and keys]:
         raise UsageError(
@@ -205,13 +213,15 @@ def _slotted(
             " changes",
             hint=f"exporter load {named[0].key}",
         )
-    everything = call.definitions(())
-    group = [one for one in everything if one.source.read == "changes"]
+    declared = with_batch_size(call.definitions((), source=False))
+    everything = [it for it in declared if it.source.read == "changes"]
+    groups = [[it for it in everything if it.source.variable == name] for name in variables]
     refresh = frozenset(one.key for one in named) if wanted.full_refresh else frozenset()
-    others = [one.key for one in group if one not in named]
+    keys_named = {one.key for one in named}
+    others = [it.key for group in groups for it in group if it.key not in keys_named]
     if others:
         call.console.say(f"{', '.join(others)}: in the same slot, loaded as well", "debug")
-    return _Slotted(group, refresh)
+    return _Slotted(groups, refresh)
 
 
 def _followed(
@@ -227,27 +237,45 @@ def _followed(
         wanted = Wanted(full_refresh=True) if refresh else NEW
         return results_of(definitions, functools.partial(load, wanted=wanted))
 
-    yield from follow(slotted.definitions, console, copy, refresh=slotted.refresh)
+    for group in slotted.groups:
+        results = follow(group, console, copy, refresh=slotted.refresh)
+        yield from results
+        if any(isinstance(one.error, StoppedError) for one in results):
+            return
 
 
-def _dry_run(call: cli.Call, chosen: list[Definition], wanted: Wanted, as_json: bool) -> int:
+def _dry_run(
+    call: cli.Call, chosen: list[Definition], slotted: _Slotted, wanted: Wanted, as_json: bool
+) -> int:
     from exporter.load.dry_run import rehearse
 
     statuses = []
-    for definition in chosen:
-        if definition.source.read == "changes":
-            raise UsageError(
-                f"{definition.where}: --dry-run shows statements, and {definition.key} is read by"
-                " its changes",
-                hint="exporter slots shows how much waits to be read",
-            )
+
+    def show(rehearsed: Callable[[], list[Rehearsal]]) -> None:
         try:
-            found = rehearse(definition, call.console, wanted)
+            found = rehearsed()
         except ExporterError as error:
             call.console.error(error)
             statuses.append(error.exit_status)
-            continue
-        cli.out(*([json.dumps(found.as_dict())] if as_json else found.lines()))
+            return
+        for one in found:
+            cli.out(*([json.dumps(one.as_dict())] if as_json else one.lines()))
+
+    def of_slot(group: list[Definition]) -> list[Rehearsal]:
+        from exporter.load import slot_dry_run
+
+        slot, found = slot_dry_run.rehearse(group, call.console, slotted.refresh)
+        cli.out(*([] if as_json else slot.lines()))
+        return found
+
+    def of_one(definition: Definition) -> list[Rehearsal]:
+        return [rehearse(definition, call.console, wanted)]
+
+    for group in slotted.groups:
+        show(functools.partial(of_slot, group))
+    for definition in chosen:
+        if definition.source.read != "changes":
+            show(functools.partial(of_one, definition))
     return exit_status(statuses)
 
 

@@ -47,6 +47,12 @@ def set_to(definition: Definition, value: str, id: str | None) -> dict[str, Any]
     """
     again = f"exporter state reset {definition.key}, and exporter load {definition.key}"
     refuse_function(definition, "exporter state set", again)
+    if definition.source.read == "changes":
+        raise UsageError(
+            f"{definition.where}: {definition.key} is read by its changes: its position is that of"
+            " the slot",
+            hint=f"exporter state reset {definition.key} has the table copied again",
+        )
     with (
         connect("DATABASE_URL_ANALYTICS") as destination,
         connect(definition.source.variable) as source,
@@ -117,9 +123,14 @@ def line(stored: dict[str, Any]) -> str:
     if cursor is None:
         return f"{key}: nothing yet; the next load reads everything"
     text = f"{key}: cursor {Position(**cursor)}"
-    if watermark:
+    bound = stored["bound_to"]
+    if bound and bound["reading"]["way"] == "changes" and not stored["slot"]:
+        text = f"{key}: is copied again by the next load, then its changes follow"
+    elif stored["slot"]:
+        text = f"{key}: has the changes up to {cursor['value']} of the WAL, from {stored['slot']}"
+    elif watermark:
         text += f"; the next load reads from {Position(**watermark)}"
-    if bound := stored["bound_to"]:
+    if bound:
         source = bound["source"]
         text += (
             f"\n  bound to {source['table']} (oid {source['oid']}) of database"
@@ -143,5 +154,6 @@ def _as_dict(key: str, stored: State) -> dict[str, Any]:
         "watermark": state.as_dict(stored.watermark),
         "exported_at": stored.exported_at,
         "first_load_unfinished": stored.is_first,
+        "slot": stored.slot.name if stored.slot and stored.slot.until else None,
         "bound_to": stored.binding.as_json() if stored.binding else None,
     }

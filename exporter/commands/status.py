@@ -11,7 +11,7 @@ from exporter.commands import shared as cli
 from exporter.terminal import text
 
 if TYPE_CHECKING:
-    from exporter.monitoring.status import Status
+    from exporter.monitoring.status import Behind, Status
 
 
 @click.command(
@@ -31,14 +31,16 @@ def command(call: cli.Call, keys: tuple[str, ...], as_json: bool) -> None:
 
     With one KEY, show its last runs.
     """
-    from exporter.monitoring import status
+    from exporter.config import project
+    from exporter.monitoring import slots, status
 
     chosen = call.definitions(keys, source=False)
     if keys == (chosen[0].key,):
         found = status.recent_runs(chosen[0])
         lines = _table_of_runs(chosen[0].key, found)
     else:
-        statuses = list(status.current(chosen, call.console.say))
+        captured = slots.sources_of(project.declared(call.root()))
+        statuses = list(status.current(chosen, captured, call.console.say))
         found = [it.as_dict() for it in statuses]
         lines = _table_of_definitions(statuses)
     if as_json:
@@ -62,7 +64,7 @@ def _cells(status: Status) -> tuple[str, ...]:
         last += f" {text.duration(run['ago'])}{ago}"
     backlog = "?"
     if behind:
-        backlog = ("~" if behind.estimated else "") + text.number(behind.rows)
+        backlog = ("~" if behind.estimated else "") + _amount(behind)
         backlog += f", {text.duration(behind.seconds)}" if behind.seconds else ""
     fresh = status.freshness or "-"
     if status.freshness and status.age is not None:
@@ -76,6 +78,12 @@ def _cells(status: Status) -> tuple[str, ...]:
         backlog,
         fresh,
     )
+
+
+def _amount(behind: Behind) -> str:
+    from exporter.source import megabytes
+
+    return megabytes(behind.bytes or 0) if behind.rows is None else text.number(behind.rows)
 
 
 def _notes(status: Status) -> list[str]:

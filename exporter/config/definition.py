@@ -204,8 +204,6 @@ def _source(reader: Values, database: Any) -> SourceTable:
         reader.fail("source.cursor", "is required with read: cursor")
     if source.read == "changes" and source.cursor is not None:
         reader.fail("source.cursor", "has no place with read: changes, which needs none")
-    if source.read == "changes" and source.database != "CORE":
-        reader.fail("source.database", "must be CORE with read: changes")
     if source.read == "changes" and expressions:
         reader.fail("source.columns", "cannot compute columns with read: changes")
     return source

@@ -65,11 +65,16 @@ def run(root: Path, rows: int, keep: bool) -> None:
         _load_and_build(root, core, analytics)
         _show(analytics)
         if keep:
-            click.echo("\nThe server stays up until Ctrl-C. In another terminal:\n")
-            click.echo(f"  export DATABASE_URL_CORE='{core}'")
-            click.echo(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.pause()
+            keep_up(core, analytics)
+
+
+def keep_up(core: str, analytics: str) -> None:
+    """Print the URLs, and wait for Ctrl-C."""
+    click.echo("\nThe server stays up until Ctrl-C. In another terminal:\n")
+    click.echo(f"  export DATABASE_URL_CORE='{core}'")
+    click.echo(f"  export DATABASE_URL_ANALYTICS='{analytics}'")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 @contextlib.contextmanager
@@ -125,14 +130,15 @@ def dbt_environment(root: Path) -> Iterator[None]:
 
 def _load_and_build(root: Path, core: str, analytics: str) -> None:
     before = _counts(core, analytics)
-    _command(root, "exporter", "load", "StatEvent")
-    _command(root, "dbt", "build", "-s", "+stat_event", "--quiet", "--no-use-colors")
+    command_line(root, "exporter", "load", "StatEvent")
+    command_line(root, "dbt", "build", "-s", "+stat_event", "--quiet", "--no-use-colors")
     after = _counts(core, analytics)
     for name in after:
         click.echo(f"  {name:<26} {before[name]:>9,} → {after[name]:>9,} rows")
 
 
-def _command(root: Path, *words: str) -> None:
+def command_line(root: Path, *words: str) -> None:
+    """Run a command as a person would, in a folder. Raises ExporterError when it fails."""
     click.echo(f"\n$ {' '.join(words)}")
     begin = time.monotonic()
     try:

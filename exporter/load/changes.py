@@ -47,9 +47,11 @@ class Landing:
         results: dict[str, Result],
         *,
         trusting: bool,
+        began: str,
     ) -> None:
-        """``trusting``: see ``ChangesStaging``."""
+        """``trusting``: see ``ChangesStaging``; ``began``: see ``reached``, of the last chunk."""
         self._destination = destination
+        self._began = began
         self._slot = slot
         self._tables = {table.definition.key: table for table in tables}
         self._results = results
@@ -107,8 +109,8 @@ class Landing:
     def _store(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
         assert chunk.position is not None
         destination, lsn = self._destination, lsn_text(chunk.position)
-        stamped = stamp if changed else None
-        remembered.reached(destination, self._slot.name, lsn, chunk.commit, stamped)
+        stamped, read_at = stamp if changed else None, self._began if chunk.last else None
+        remembered.reached(destination, self._slot.name, lsn, chunk.commit, stamped, read_at)
         self._stamps.update(dict.fromkeys(changed, stamp))
         for key, table in self._tables.items():
             if key not in changed and not chunk.last:

@@ -19,7 +19,7 @@ from exporter.load.transfer import Attempt
 from exporter.raw import statements
 from exporter.raw import table as raw_table
 from exporter.raw.table import Preparation
-from exporter.source import Plan, Table, Wanted, keyed, reader_of
+from exporter.source import Plan, Reader, Table, Wanted, keyed, reader_of
 from exporter.source.lookup import planned_rows
 from exporter.state import Binding, Position, Result, State
 from exporter.terminal import Console
@@ -58,6 +58,8 @@ class Rehearsal(NamedTuple):
     source: list[str]
     ranges: int  # times that the first query of ``source`` would run, with other blocks
     raw: list[str]  # statements that land a batch
+    slot: dict[str, object] | None = None  # of changes: what would be done with it
+    why_copied: str | None = None  # of changes: why the table is read whole; None: it is not
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` prints."""
@@ -66,6 +68,10 @@ class Rehearsal(NamedTuple):
 
     @property
     def _position(self) -> list[str]:
+        if self.slot and self.why_copied is None:
+            return [f"  reads from  {self.cursor or 'the start'} of the WAL"]
+        if self.slot:
+            return [f"  copied      {self.why_copied}"]
         if self.by_transaction:
             return [f"  reads from  {f'transaction {self.cursor}' if self.cursor else 'the start'}"]
         found = [
@@ -85,9 +91,10 @@ class Rehearsal(NamedTuple):
             f"{self.key}: {self.path}, {self.how}",
             f"  definition  {self.where}, {self.mode}, batches of {self.batch_rows:,} rows",
             *self._position,
-            f"  rows        {_rows(self.rows_expected)} of {_rows(self.rows_of_table)}, as the"
-            " planner sees them",
         ]
+        if self.source:
+            expected, of_table = _rows(self.rows_expected), _rows(self.rows_of_table)
+            found.append(f"  rows        {expected} of {of_table}, as the planner sees them")
         if self.locked_by:
             found.append(f"  locked by   {self.locked_by}")
         again = f" ({self.ranges:,} times, with other blocks)" if self.ranges != 1 else ""
@@ -122,25 +129,28 @@ def rehearse(definition: Definition, console: Console, wanted: Wanted) -> Rehear
             attempt = Attempt(definition, core, destination, result, say, lambda *_: None)
             with foreseen(attempt, wanted) as outlook:
                 tell_plan(attempt, outlook.plan, outlook.stored)
-                return _described(attempt, outlook)
+                return described(attempt, outlook)
     except psycopg.Error as error:
         raise DatabaseError(f"{definition.key}: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
-def foreseen(attempt: Attempt, wanted: Wanted) -> Iterator[Outlook]:
+def foreseen(
+    attempt: Attempt, wanted: Wanted, reader: Reader | None = None, stored: State | None = None
+) -> Iterator[Outlook]:
     """Take the steps of a load up to its first row, without changing anything.
 
-    What a person should know is told. Raises what the load would raise: ExporterError,
-    psycopg.Error.
+    ``reader`` and ``stored`` stand in for what the load would find. What a person should know is
+    told. Raises what the load would raise: ExporterError, psycopg.Error.
     """
     destination = attempt.destination
     target = attempt.definition.destination
     known = state.tables_exist(destination)
-    stored = state.read(destination, target) if known else State()
+    if stored is None:
+        stored = state.read(destination, target) if known else State()
     before = state.remembered_columns(destination, target) if known else None
     old_key = stored.binding.reading.keys if stored.binding else ()
-    reader = reader_of(attempt.definition, attempt.session)
+    reader = reader or reader_of(attempt.definition, attempt.session)
     with reader.opened(stored, destination) as table:
         attempt = attempt._replace(definition=keyed(attempt.definition, table))
         target = attempt.definition.destination
@@ -157,7 +167,8 @@ def foreseen(attempt: Attempt, wanted: Wanted) -> Iterator[Outlook]:
         yield Outlook(attempt.definition, table, planned, key, plan, stored)
 
 
-def _described(attempt: Attempt, outlook: Outlook) -> Rehearsal:
+def described(attempt: Attempt, outlook: Outlook) -> Rehearsal:
+    """Return what a load would do, from what it finds."""
     definition, table, planned, key, plan, stored = outlook
     destination = attempt.destination
     blocks, stamp = plan.blocks, state.stamp(destination, stored)
@@ -187,7 +198,8 @@ def _described(attempt: Attempt, outlook: Outlook) -> Rehearsal:
         rows_of_table=rows_of_table,
         locked_by=state.holder(destination, definition.destination),
         changes=[one.as_string(destination) for one in changes if one],
-        source=[one.as_string(attempt.session) for one in queries] or [plan.call],
+        source=[one.as_string(attempt.session) for one in queries]
+        or list(filter(None, [plan.call])),
         ranges=blocks.total if blocks else 1,
         raw=[one.as_string(destination) for one in landed],
     )

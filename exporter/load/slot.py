@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import psycopg
 
@@ -21,7 +22,7 @@ from exporter.load.changes import Landing, SlotTable
 from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
 from exporter.raw.changes import Present
-from exporter.source import keyed, slots
+from exporter.source import keyed, publication, slots
 from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
 from exporter.source.landed import Parted, position_of, unlanded
@@ -32,6 +33,7 @@ from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.terminal import Console, signals
 from exporter.wire import (
+    Connection,
     Sessions,
     connect,
     first_line,
@@ -45,32 +47,34 @@ from exporter.wire.replication import lsn_number
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
 
 
-def follow(
-    definitions: Sequence[Definition],
-    console: Console,
-    copy: Copy,
-    *,
-    refresh: frozenset[str] = frozenset(),
-) -> list[Result]:
-    """Land what changed in these tables, which share a slot; return a result for each.
+UNSENT = "{} did not send all of its changes: its rows are copied again"
 
-    Those of ``refresh`` are copied anew before. Never raises ExporterError.
+
+ANEW = ": it is made anew, and its tables copied"
+
+
+class Look(NamedTuple):
+    """What has become of a slot: ``why`` it cannot be read on, "" if it can.
+
+    ``fork`` is where the source left the timeline that it was read on, None where it has not.
     """
-    load = _Load(definitions, console, copy, refresh)
-    error: ExporterError | None = None
-    try:
-        with_retries(load.attempt, lambda why: load.say(f"{why}; connecting again", "warning"))
-    except psycopg.Error as failed:
-        error = DatabaseError(
-            f"the slot's changes: {first_line(failed)}",
-            hint="what has landed is kept; exporter load goes on from there",
-        )
-    except ExporterError as failed:
-        error = failed
-    except KeyboardInterrupt as stop:
-        error = signals.reason(stop, "the slot's changes: interrupted")
-    load.ended(error)
-    return list(load.results.values())
+
+    found: Found | None
+    fork: int | None
+    why: str
+
+
+def look_at(source: Connection, known: Slot, server: Server, *, parted: bool = False) -> Look:
+    """Look whether a slot can be read on; ``parted``: the source was seen to send another history.
+
+    Raises psycopg.Error.
+    """
+    found, fork = next(iter(slots.find(source, known.name)), None), None
+    before, now = known.timeline, server.timeline
+    if found and before is not None and now is not None and before != now:
+        with contextlib.closing(connect(source.variable, replication=True)) as session:
+            fork = replication.fork(session, before, now)
+    return Look(found, fork, _why_anew(known, found, server, fork, parted=parted))
 
 
 def _why_anew(
@@ -101,6 +105,34 @@ def _why_anew(
     return ""
 
 
+def follow(
+    definitions: Sequence[Definition],
+    console: Console,
+    copy: Copy,
+    *,
+    refresh: frozenset[str] = frozenset(),
+) -> list[Result]:
+    """Land what changed in these tables, which share a slot; return a result for each.
+
+    Those of ``refresh`` are copied anew before. Never raises ExporterError.
+    """
+    load = _Load(definitions, console, copy, refresh)
+    error: ExporterError | None = None
+    try:
+        with_retries(load.attempt, lambda why: load.say(f"{why}; connecting again", "warning"))
+    except psycopg.Error as failed:
+        error = DatabaseError(
+            f"the slot's changes: {first_line(failed)}",
+            hint="what has landed is kept; exporter load goes on from there",
+        )
+    except ExporterError as failed:
+        error = failed
+    except KeyboardInterrupt as stop:
+        error = signals.reason(stop, "the slot's changes: interrupted")
+    load.ended(error)
+    return list(load.results.values())
+
+
 class _Load:
     """The steps of a load, and what they have found so far."""
 
@@ -122,8 +154,14 @@ class _Load:
         self.results = {one.key: Result(one.key) for one in definitions}
 
     def say(self, text: str, level: str = "info", event: str = "notice", **values: object) -> None:
-        """Tell something that concerns the slot."""
-        self._console.say(text, level, key=self._definitions[0].key, event=event, **values)
+        """Tell something that concerns the slot: once, whichever tables it is of."""
+        self._tell(self._definitions[0].key, text, level, event, **values)
+
+    def _tell(self, key: str, text: str, level: str, event: str, **values: object) -> None:
+        notices = self.results[key].notices
+        if level == "warning" and text not in notices:  # a table is looked at more than once
+            notices.append(text)
+        self._console.say(text, level, key=key, event=event, **values)
 
     def attempt(self) -> None:
         """Do it all. Raises psycopg.Error, ExporterError, KeyboardInterrupt."""
@@ -168,7 +206,7 @@ class _Load:
         remembered.lock(destination, server.cluster, server.database)
         slot = self._slot(server)
         tables = [self._look(one) for one in self._definitions]  # before anything is made
-        slot, added = self._published(slot, server)
+        added = self._published(slot, server)
         if slot.lsn is None:
             slot = self._made(slot, server)
         if added:
@@ -180,35 +218,26 @@ class _Load:
             tables += [self._look(one) for one in followed]
         self._stream(slot, tables)
 
-    def _slot(self, server: Server) -> Slot | None:
-        """Return the slot as it was left; None where there is none, or none to go on with."""
+    def _slot(self, server: Server) -> Slot:
+        """Return the slot as it was left; without a position where it is to be made.
+
+        It keeps its name and its publication, which may be somebody else's work.
+        """
         known = remembered.of_source(self._destination, server.cluster, server.database)
         if known is None:
-            return None
+            return Slot(slots.new_name(self._destination))
         if known.lsn is not None:  # else a load was killed while it made the slot
-            found = next(iter(slots.find(self._source, known.name)), None)
-            fork = self._fork(known, server)
-            why = _why_anew(known, found, server, fork, parted=self._parted)
-            if found and not why:
-                if fork is not None:
+            look = look_at(self._source, known, server, parted=self._parted)
+            if look.found and not look.why:
+                if look.fork is not None:
                     known = known._replace(timeline=server.timeline)
-                    remembered.moved(self._destination, known, fork)
-                return known._replace(lsn=found.confirmed or known.lsn)
+                    remembered.moved(self._destination, known, look.fork)
+                return known._replace(lsn=look.found.confirmed or known.lsn)
             self._parted = False
-            self.say(
-                f"the slot {known.name} {why}: it is made anew, and its tables copied", "warning"
-            )
-        slots.drop(self._source, known.name)
+            self.say(f"the slot {known.name} {look.why}{ANEW}", "warning")
+        slots.drop_slot(self._source, known.name)
         remembered.forget(self._destination, known.name)
-        return None
-
-    def _fork(self, known: Slot, server: Server) -> int | None:
-        """Return where the source left the timeline that the slot was read on, if it has."""
-        before, now = known.timeline, server.timeline
-        if before is None or now is None or before == now:
-            return None
-        with contextlib.closing(connect(self._source.variable, replication=True)) as session:
-            return replication.fork(session, before, now)
+        return Slot(known.name)
 
     def _look(self, definition: Definition) -> SlotTable:
         """Look at a table and its state, under its lock. Raises SourceError, DriftError."""
@@ -218,9 +247,7 @@ class _Load:
         result = self.results[definition.key]
 
         def say(text: str, level: str = "warning", event: str = "notice", **values: object) -> None:
-            if level == "warning":
-                result.notices.append(text)
-            self._console.say(text, level, key=definition.key, event=event, **values)
+            self._tell(definition.key, text, level, event, **values)
 
         reader = CopyReader(source, definition)
         with reader.opened(stored, destination) as table:
@@ -232,37 +259,37 @@ class _Load:
             oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
             binding = Binding(reader.found, oid, reader.reading())
             why = reader.why_copy(stored, binding, empty=empty)
+            lost = reader.doubt(stored).reason if why else ""  # the rest tells who copies it
+            if lost and lost not in result.notices and definition.key not in self._refresh:
+                say(lost)
         return SlotTable(found, reader, stored, binding, raw, why)
 
-    def _published(self, slot: Slot | None, server: Server) -> tuple[Slot, bool]:
-        """Bring the publication to the tables; return the slot, and whether one was added.
-
-        A new slot has no position.
-        """
+    def _published(self, slot: Slot, server: Server) -> bool:
+        """Bring the publication to the tables; return whether one was added."""
         destination, sources = self._destination, [one.source for one in self._definitions]
-        if slot is None:
-            slot = Slot(slots.new_name(destination), timeline=server.timeline)
-            remembered.remember(destination, slot, server.cluster, server.database)
+        if slot.lsn is None:
+            remembered.remember(destination, slot, server)
         names = [str(one.destination) for one in self._definitions]
-        now = slots.publication(self._source, slot.name)
-        unsent = slots.unsent(now, sources)
+        now = publication.find(self._source, slot.name)
+        unsent = publication.unsent(now, sources)
         # Before they are sent: what was not, they have missed.
         remembered.leave(destination, slot.name, names)
         for one in self._definitions:
-            if one.source in unsent:
-                remembered.leave_one(destination, one.destination)
-        slots.publish(self._source, slot.name, now, sources, self.say)
-        return slot, bool(unsent)
+            if one.source in unsent and remembered.leave_one(destination, one.destination):
+                self._tell(one.key, UNSENT.format(slot.name), "warning", "notice")
+        publication.publish(self._source, slot.name, now, sources, self.say)
+        return bool(unsent)
 
     def _made(self, slot: Slot, server: Server) -> Slot:
         try:
             lsn = slots.make(self._source, slot.name, self.say)
         except ExporterError:
-            slots.drop(self._source, slot.name)
-            remembered.forget(self._destination, slot.name)
+            with contextlib.suppress(ExporterError):  # a publication that is not ours stays
+                slots.drop(self._source, slot.name)
+                remembered.forget(self._destination, slot.name)
             raise
-        slot = slot._replace(lsn=lsn)
-        remembered.remember(self._destination, slot, server.cluster, server.database)
+        slot = slot._replace(lsn=lsn, timeline=server.timeline)
+        remembered.remember(self._destination, slot, server)
         self.say(
             f"made the slot and the publication {slot.name} at the source: it keeps WAL until it"
             " is read; exporter slots shows how much",
@@ -292,6 +319,8 @@ class _Load:
                 if (table.definition.key in self._refresh) is refresh
             ]
             for result in self._copy(chosen, refresh) if chosen else ():
+                told = self.results[result.key].notices
+                result.notices[:0] = [one for one in told if one not in result.notices]
                 self.results[result.key] = result
                 if isinstance(result.error, StoppedError):
                     raise result.error
@@ -302,9 +331,17 @@ class _Load:
     def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""
         assert slot.lsn is not None
-        slots.refuse_held(self._source)
+        began = remembered.now(self._destination)
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
-        landing = Landing(self._destination, slot, tables, self.results, trusting=self._trusting)
+        slots.await_standbys(self._source, slot.name, end, self.say)
+        landing = Landing(
+            self._destination,
+            slot,
+            tables,
+            self.results,
+            trusting=self._trusting,
+            began=began,
+        )
         gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
         session = connect(self._source.variable, replication=True)
         with contextlib.closing(session):

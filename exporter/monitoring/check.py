@@ -7,78 +7,60 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import psycopg
 
 from exporter import state
 from exporter.config import Definition, project, source_variables
 from exporter.config.choice import choose
 from exporter.config.environment import require
-from exporter.errors import DriftError, ExporterError
-from exporter.load import dry_run
+from exporter.errors import DriftError
+from exporter.load import dry_run, slot_dry_run
 from exporter.load.transfer import Attempt
-from exporter.monitoring import grants
-from exporter.monitoring.slots import found_slots
+from exporter.monitoring import capture, grants
+from exporter.monitoring.finding import Finding, subject_of, tried
 from exporter.raw import fit
 from exporter.source import NEW, Table, describe, find_table, keyed, megabytes, slots
 from exporter.source.catalog import refuse_hidden
 from exporter.source.copied import refuse_unfit
 from exporter.source.lookup import indexes, quoted
-from exporter.terminal import text
-from exporter.wire import Connection, connect, first_line
+from exporter.wire import Connection, connect
 
 _CORE, _ANALYTICS = "DATABASE_URL_CORE", "DATABASE_URL_ANALYTICS"
 _OLDEST = 130000  # the oldest version of PostgreSQL that the tests run on
-_LONG = 86_400.0  # seconds after which somebody should know that a slot is not read
 _APART = 5.0  # seconds; clocks that NTP sets are never this far apart
-
-
-class Finding(NamedTuple):
-    """One line of the report. ``status`` is ok, warn or fail; ``fix`` what to type if not ok."""
-
-    status: str
-    subject: str  # definitions, a database (core, analytics, …), or a definition's key
-    check: str
-    message: str
-    fix: tuple[str, ...] = ()
 
 
 def findings(root: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
     """Yield the finding of each check. Raises UsageError for a key that no definition has."""
-    definitions: list[Definition] = []
-    yield from _tried("definitions", "definitions", _definitions(root, definitions))
-    if definitions:
-        definitions = choose(definitions, keys)
+    declared: list[Definition] = []
+    yield from tried("definitions", "definitions", _definitions(root, declared))
+    definitions = choose(declared, keys) if declared else []
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Connection] = {}
         sources = source_variables(definitions) or ([] if definitions else [_CORE])
         for variable in (*sources, _ANALYTICS):
-            subject = _subject(variable)
-            yield from _tried(subject, "connection", _connect(root, variable, stack, sessions))
+            subject = subject_of(variable)
+            yield from tried(subject, "connection", _connect(root, variable, stack, sessions))
         analytics = sessions.get(_ANALYTICS)
         for variable in sources:
-            source, subject = sessions.get(variable), _subject(variable)
+            source, subject = sessions.get(variable), subject_of(variable)
             if source and analytics:
-                yield from _tried(subject, "clock", _clocks(source, analytics))
+                yield from tried(subject, "clock", _clocks(source, analytics))
             if source:
-                yield from _tried(subject, "transactions", _transactions(source))
-            changes = [it for it in definitions if it.source.read == "changes"]
-            if source and any(it.source.variable == variable for it in changes):
-                yield from _tried(subject, "slots", _slots(source, analytics))
+                yield from tried(subject, "transactions", _transactions(source))
         if analytics:
-            yield from _tried("analytics", "rights", _rights(analytics, definitions))
+            captured = capture.of_sources(declared, sessions, analytics)
+            yield from tried("analytics", "slots", captured)
+            yield from tried("analytics", "rights", _rights(analytics, definitions))
         for definition in definitions:
             if source := sessions.get(definition.source.variable):
                 found = of_source(source, analytics, definition)
-                yield from _tried(definition.key, "source", found)
+                yield from tried(definition.key, "source", found)
             if definition.source.rows:
-                yield from _tried(definition.key, "source", _of_function(analytics, definition))
+                yield from tried(definition.key, "source", _of_function(analytics, definition))
             if analytics:
-                yield from _tried(definition.key, "lock", _lock(analytics, definition))
+                yield from tried(definition.key, "lock", _lock(analytics, definition))
 
 
 def least_grants(definitions: list[Definition]) -> Iterator[str]:
@@ -93,20 +75,6 @@ def least_grants(definitions: list[Definition]) -> Iterator[str]:
         yield from grants.least_on_destination(session, definitions)
 
 
-def _subject(variable: str) -> str:
-    return variable.removeprefix("DATABASE_URL_").lower()
-
-
-def _tried(subject: str, check: str, found: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield what a check finds; if it raises, a failure with the error."""
-    try:
-        yield from found
-    except ExporterError as error:
-        yield Finding("fail", subject, check, error.message, (error.hint,) if error.hint else ())
-    except psycopg.Error as error:
-        yield Finding("fail", subject, check, first_line(error))
-
-
 def _definitions(root: Path, found: list[Definition]) -> Iterator[Finding]:
     found += project.definitions(root)
     tables = "1 table" if len(found) == 1 else f"{len(found)} tables"
@@ -119,7 +87,7 @@ def _definitions(root: Path, found: list[Definition]) -> Iterator[Finding]:
 def _connect(
     root: Path, variable: str, stack: contextlib.ExitStack, sessions: dict[str, Connection]
 ) -> Iterator[Finding]:
-    subject = _subject(variable)
+    subject = subject_of(variable)
     require(root, variable)
     session = stack.enter_context(connect(variable))
     row = session.execute(
@@ -153,7 +121,7 @@ def _connect(
 
 
 def _clocks(core: Connection, analytics: Connection) -> Iterator[Finding]:
-    yield _clock(_subject(core.variable), _ahead(core) - _ahead(analytics))
+    yield _clock(subject_of(core.variable), _ahead(core) - _ahead(analytics))
 
 
 def _clock(subject: str, apart: float) -> Finding:
@@ -177,7 +145,7 @@ def _ahead(session: Connection) -> float:
 
 
 def _transactions(core: Connection) -> Iterator[Finding]:
-    subject = _subject(core.variable)
+    subject = subject_of(core.variable)
     row = core.execute(
         "select pg_has_role('pg_read_all_stats', 'usage'), quote_ident(current_user),"
         " pg_is_in_recovery(),"
@@ -205,36 +173,6 @@ def _transactions(core: Connection) -> Iterator[Finding]:
         message = f"{prepared} prepared transactions hold the watermark back until they end"
         fix = "select gid, prepared, owner from pg_prepared_xacts;"
         yield Finding("warn", subject, "prepared", message, (fix,))
-
-
-def _slots(core: Connection, analytics: Connection | None) -> Iterator[Finding]:
-    slots.refuse_unfit(core)
-    row = core.execute(
-        "select current_setting('max_replication_slots')::int, count(*),"
-        " current_setting('max_slot_wal_keep_size') from pg_replication_slots"
-    ).fetchone()
-    assert row is not None
-    most, used, keep = row
-    yield Finding("ok", "core", "slots", f"wal_level is logical, {used} of {most} slots are in use")
-    if keep == "-1":
-        message = "no limit for the WAL that a slot which nobody reads holds back"
-        fix = "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();"
-        yield Finding("warn", "core", "slots", message, (fix,))
-    for one in found_slots(core, analytics) if analytics else ():
-        held = f"{one.found.name} holds back {megabytes(one.found.held or 0)}"
-        if one.found.lost:
-            message = f"{one.found.name} is lost: the next load makes a new one, and copies"
-            yield Finding("warn", "core", "slots", message)
-        elif one.ours and one.read_at and _age(one.read_at) < _LONG:
-            yield Finding("ok", "core", "slots", held)
-        else:
-            ago = f"was read {text.duration(_age(one.read_at))} ago" if one.read_at else ""
-            fixes = ("exporter load", f"exporter slots drop {one.found.name}")
-            yield Finding("warn", "core", "slots", f"{held}, and {ago or one.status}", fixes)
-
-
-def _age(moment: datetime) -> float:
-    return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
 def _rights(analytics: Connection, definitions: list[Definition]) -> Iterator[Finding]:
@@ -265,27 +203,26 @@ def of_source(
     definition = keyed(definition, table)
     if definition.source.read == "changes":
         refuse_unfit(core, definition, table)
+        yield from capture.identity(core, definition, table)
     if not table.hides_rows:  # that one has a statement
-        yield from _tried(key, "rights", _columns(core, key, table, name))
+        yield from tried(key, "rights", _columns(core, key, table, name))
     else:
         message = f"row security hides rows of {name} from this role"
         _, role = grants.database_and_role(core)
         yield Finding("fail", key, "policies", message, (f"ALTER ROLE {role} BYPASSRLS;",))
     yield from _keys(core, definition, table, name)
-    yield from _tried(key, "index", _index(core, definition, table, name))
-    # Before there is a slot, changes cannot be rehearsed.
-    rehearses = analytics and (
-        definition.source.read != "changes" or any(s.ours for s in found_slots(core, analytics))
-    )
-    if analytics and rehearses and not table.hides_rows:
-        yield from _tried(key, "load", _load(core, analytics, definition))
+    yield from tried(key, "index", _index(core, definition, table, name))
+    captures = definition.source.read == "changes"
+    unfit = captures and any(slots.unfit(core))  # told of the server
+    if analytics and not unfit and not table.hides_rows:
+        yield from tried(key, "load", _load(core, analytics, definition))
 
 
 def _of_function(analytics: Connection | None, definition: Definition) -> Iterator[Finding]:
     message = f"rows of {definition.source.rows}, which a load alone imports and calls"
     yield Finding("ok", definition.key, "source", message)
     if analytics:
-        yield from _tried(definition.key, "load", _load(None, analytics, definition))
+        yield from tried(definition.key, "load", _load(None, analytics, definition))
 
 
 def _columns(core: Connection, key: str, table: Table, name: str) -> Iterator[Finding]:
@@ -363,8 +300,12 @@ def _load(
             told.append(text)
 
     attempt = Attempt(definition, core, analytics, state.Result(key), say, lambda *_: None)
+    reader, stored = None, None
+    if core and definition.source.read == "changes":
+        slot = slot_dry_run.outlook_of(core, analytics, [definition])
+        reader, stored = slot_dry_run.stand_ins(attempt, slot)
     try:
-        with dry_run.foreseen(attempt, NEW) as outlook:
+        with dry_run.foreseen(attempt, NEW, reader, stored) as outlook:
             yield from _fits(analytics, outlook, told)
     except DriftError as error:
         yield Finding("fail", key, "drift", error.message, (error.hint,) if error.hint else ())

@@ -31,6 +31,14 @@ def least_on_source(source: Connection, definitions: list[Definition]) -> list[s
         f"GRANT pg_read_all_stats TO {role};",
         *(f"GRANT USAGE ON SCHEMA {quoted(source, schema)} TO {role};" for schema in schemas),
         *(f"GRANT SELECT ON {_source_name(source, it)} TO {role};" for it in definitions),
+        *(
+            [
+                f"ALTER ROLE {role} REPLICATION;"
+                " -- the first load prints the publication for the owner of the tables to make"
+            ]
+            if any(it.source.read == "changes" for it in definitions)
+            else []
+        ),
     ]
 
 
@@ -60,6 +68,26 @@ def missing_on_source(source: Connection, definition: Definition) -> Iterator[st
     some = source.execute("select has_any_column_privilege(%s::oid, 'select')", table[:1])
     if some.fetchone() != (True,):
         yield f"GRANT SELECT ON {_source_name(source, definition)} TO {role};"
+
+
+def missing_for_publication(
+    source: Connection, name: str | None, definitions: list[Definition]
+) -> list[str]:
+    """Return what lets this role add these tables to the publication, or make it with them."""
+    row = source.execute(
+        "select coalesce((select pg_has_role(pubowner, 'usage') from pg_publication"
+        " where pubname = %s), has_database_privilege(current_database(), 'create'))",
+        (name,),
+    ).fetchone()
+    wanted = (
+        ["have the right to create in the database"] if row == (False,) and name is None else []
+    )
+    wanted += [f"own the publication {name}"] if row == (False,) and name else []
+    for one in definitions:
+        table = source.execute(_ON_TABLE, ([], one.source.schema, one.source.table)).fetchone()
+        if table and not table[1]:
+            wanted.append(f"own {_source_name(source, one)}")
+    return wanted
 
 
 def missing_on_destination(destination: Connection, definitions: list[Definition]) -> Iterator[str]:

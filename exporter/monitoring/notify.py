@@ -41,6 +41,7 @@ class Run:
     console: Console
     environment: str | None = None  # of --env
     metrics_file: Path | None = None
+    sources: Mapping[str, bool] = field(default_factory=dict)  # see slots.sources_of
     results: list[Result] = field(default_factory=list)
     error: BaseException | None = None
     _began: float = field(default_factory=time.monotonic)
@@ -123,11 +124,20 @@ class Run:
 
             found["Sentry"] = lambda: sentry.send(self.results, self.error, TIMEOUT)
         if self.metrics_file and self.results:
-            from exporter.monitoring import metrics  # noqa: PLC0415
-
             file = self.metrics_file
-            found[str(file)] = lambda: metrics.write(file, self.results, time.time())
+            found[str(file)] = lambda: self._write(file)
         return found
+
+    def _write(self, file: Path) -> None:
+        from exporter.monitoring import metrics, slots  # noqa: PLC0415  only where it is set up
+
+        silent: list[str] = []
+        try:
+            overview = slots.current(self.sources, silent.append)
+        except ExporterError as error:
+            silent.append(str(error))
+        known = None if silent else [one for one in overview.slots if one.known]
+        metrics.write(file, self.results, known, time.time())
 
     def _in_background(self, receiver: str, send: Callable[[], None]) -> threading.Thread:
         def run() -> None:

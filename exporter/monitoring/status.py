@@ -7,7 +7,7 @@ the planner estimates them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from psycopg.rows import dict_row
 from exporter import state
 from exporter.config import Definition, source_variables
 from exporter.errors import ExporterError
+from exporter.monitoring import slots
+from exporter.monitoring.slots import Slot
 from exporter.source import Table, find_table, window
 from exporter.source.lookup import indexes, planned_rows
 from exporter.source.snapshot import changed_since
@@ -55,11 +57,15 @@ _FACTS = (
 
 
 class Behind(NamedTuple):
-    """Rows of the source that have not landed. ``seconds`` is None where no index gives it."""
+    """Rows of the source that have not landed. ``seconds`` is None where no index gives it.
 
-    rows: int
+    Where changes are read, ``bytes`` of WAL have not; all that was committed ``seconds`` ago has.
+    """
+
+    rows: int | None
     estimated: bool
     seconds: float | None
+    bytes: int | None = None
 
 
 class Status(NamedTuple):
@@ -108,26 +114,32 @@ class Status(NamedTuple):
         }
 
 
-def current(definitions: list[Definition], say: Callable[[str], None]) -> Iterator[Status]:
+def current(
+    definitions: list[Definition], captured: Mapping[str, bool], say: Callable[[str], None]
+) -> Iterator[Status]:
     """Yield the status of each definition.
 
-    ``say`` gets the reason where the source does not tell how far raw is behind. Raises
+    ``captured`` are the sources of the project, see ``slots.sources_of``. ``say`` gets the reason
+    where the source does not tell how far raw is behind, and what is amiss with a slot. Raises
     DatabaseError where the destination cannot be reached.
     """
     with contextlib.ExitStack() as stack:
         destination = stack.enter_context(connect("DATABASE_URL_ANALYTICS"))
-        sources: dict[str, Connection | None] = {}
+        sources: dict[str, Connection] = {}
         for variable in source_variables(definitions):
-            sources[variable] = None
             try:
                 sources[variable] = stack.enter_context(connect(variable))
             except ExporterError as error:
                 say(f"how far behind the source is not known: {error}")
         known = state.tables_exist(destination)
+        found = slots.overview(captured, sources, destination)
+        of_source = {one.variable: one for one in found.slots if one.known and one.needed}
         for definition in definitions:
-            yield _status(
-                sources.get(definition.source.variable), destination, definition, known, say
-            )
+            variable = definition.source.variable
+            slot = of_source.get(variable)
+            yield _status(sources.get(variable), slot, destination, definition, known, say)
+        for concern in found.concerns():
+            say("\n  → ".join((concern.message, *concern.fix)))
 
 
 def recent_runs(definition: Definition) -> list[dict[str, Any]]:
@@ -158,6 +170,7 @@ def _facts(run: dict[str, Any], ended: str) -> dict[str, Any]:
 
 def _status(
     source: Connection | None,
+    slot: Slot | None,
     destination: Connection,
     definition: Definition,
     known: bool,
@@ -174,7 +187,7 @@ def _status(
     behind = None
     if source is not None:
         try:
-            behind = _behind(source, definition, stored)
+            behind = _behind(source, definition, stored, slot)
         except ExporterError as error:
             say(str(error))
         except psycopg.Error as error:
@@ -201,7 +214,12 @@ def _ended(run: dict[str, Any], alive: bool) -> str:
 # -- the source
 
 
-def _behind(source: Connection, definition: Definition, stored: State) -> Behind | None:
+def _behind(
+    source: Connection, definition: Definition, stored: State, slot: Slot | None
+) -> Behind | None:
+    follows = stored.slot is not None and stored.slot.until is not None
+    if follows and slot and slot.known and not slot.found.lost:
+        return Behind(None, False, 0.0 if slot.behind == 0 else slot.known.seconds, slot.behind)
     with source.transaction():
         source.execute(f"set transaction read only; set local statement_timeout = {_PATIENCE}")
         table = find_table(source, definition.source)
@@ -209,7 +227,6 @@ def _behind(source: Connection, definition: Definition, stored: State) -> Behind
             left = max(0.0, 1 - (stored.next_block or 0) / max(1, table.blocks))
             return Behind(round(max(table.rows, 0) * left), True, None)
         if definition.source.cursor is None or definition.source.read == "scan":
-            # What changed since, also where the changes themselves are read.
             return _behind_scan(source, definition, table, stored)
         cursor, id_column = window.cursor_columns(definition.source, table)
         indexed = any(i.columns[0] == cursor.name for i in indexes(source, table.oid))

@@ -31,16 +31,19 @@ class CopyReader(ScanReader):
 
     way = "changes"
 
-    def __init__(self, source: Connection, definition: Definition) -> None:
+    def __init__(
+        self, source: Connection, definition: Definition, slot: Slot | None = None
+    ) -> None:
+        """``slot``: the one that is going to be read, where that is not the one remembered."""
         super().__init__(source, definition)
-        self._slot: Slot | None = None
+        self._slot, self._foreseen = slot, slot is not None
 
     @contextlib.contextmanager
     def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
         """See ``Reader``."""
         with super().opened(stored, destination) as table:
             refuse_unfit(self._source, self._definition, self.table)
-            if destination is not None and remembered.exist(destination):
+            if not self._foreseen and destination is not None and remembered.exist(destination):
                 self._slot = remembered.of(destination, self.found)
             row = self._source.execute("select pg_current_snapshot()::text").fetchone()
             assert row is not None
@@ -59,10 +62,7 @@ class CopyReader(ScanReader):
         """
         if stored.slot is None or stored.slot.until is None or stored.binding is None:
             return "its rows are copied, then its changes follow"
-        before = stored.binding
-        if stored.slot.snapshot is None:  # it has landed what the slot has, which is looked after
-            source = before.source._replace(timeline=None, lsn=None, next_xid=None)
-            before = before._replace(source=source)
+        before = of_slot(stored).binding or stored.binding
         judgement = judge(before, now, raw_is_empty=empty and stored.cursor is not None)
         if judgement.worth is not Worth.ONWARD:
             return judgement.reason
@@ -202,6 +202,14 @@ class CopyReader(ScanReader):
 
     def _files(self) -> dict[str, str]:
         return {str(heap.oid): heap.file for heap in self.table.heaps}
+
+
+def of_slot(stored: State) -> State:
+    """Return the position of a table without what is known of its slot, which is looked after."""
+    if stored.binding is None or stored.slot is None or stored.slot.snapshot is not None:
+        return stored
+    source = stored.binding.source._replace(timeline=None, lsn=None, next_xid=None)
+    return stored._replace(binding=stored.binding._replace(source=source))
 
 
 def refuse_unfit(source: Connection, definition: Definition, table: Table) -> None:

@@ -1,20 +1,19 @@
-"""The replication slot and the publication at the source: made, found, changed, ended."""
+"""The replication slot at the source: made, found, waited for, ended."""
 
 from __future__ import annotations
 
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
-from exporter.config import SourceTable
 from exporter.errors import SourceError
 from exporter.wire import Connection, first_line
-from exporter.wire.replication import lsn_number
+from exporter.wire.replication import lsn_number, lsn_text
 
 PREFIX = "exporter_"
 _WAIT = 60.0  # seconds for transactions that were running to end
@@ -22,11 +21,7 @@ _TELL = 3.0  # seconds after which a person is told whom we wait for
 _PLUGIN = "pgoutput"
 _DISK = 10.0  # seconds that the WAL may take to get there
 _PAGE, _HEADERS = 8192, (24, 40)  # bytes of the WAL's pages, and of what each begins with
-_COMMA = sql.SQL(", ")
-_RIGHT = (
-    "alter role {} replication; on RDS: grant rds_replication to it; on Cloud SQL and Azure: alter"
-    " role … with replication"
-)
+_RIGHT = "alter role {} replication"  # the same on Cloud SQL and Azure
 
 
 _LOST = {
@@ -38,7 +33,9 @@ _LOST = {
 class Found(NamedTuple):
     """A slot as the source has it. ``held`` are the bytes of WAL that it holds back.
 
-    ``lost``: why it cannot be read any more, "" where it can.
+    ``lost``: why it cannot be read any more, "" where it can. ``end`` is where the source's WAL is
+    now. ``idle``: for how many seconds nobody has read it; None before PostgreSQL 17, and of one
+    that is being read.
     """
 
     name: str
@@ -48,6 +45,8 @@ class Found(NamedTuple):
     confirmed: str | None
     lost: str
     held: int | None
+    end: str
+    idle: float | None
 
 
 def new_name(destination: Connection) -> str:
@@ -58,30 +57,47 @@ def new_name(destination: Connection) -> str:
 
 def refuse_unfit(source: Connection) -> None:
     """Raise SourceError where the server, or the role, cannot have a slot."""
+    for _, error in unfit(source):
+        raise error
+
+
+def unfit(source: Connection) -> Iterator[tuple[str, SourceError]]:
+    """Yield why the server, or the role, cannot have a slot: what is wrong, and the error."""
     row = source.execute(
         "select current_setting('wal_level'), pg_is_in_recovery(), current_user,"
+        " quote_ident(current_user),"
         " (select rolreplication or rolsuper from pg_roles where rolname = current_user)"
         " or coalesce((select pg_has_role(oid, 'usage') from pg_roles"
-        " where rolname = 'rds_replication'), false)"
+        " where rolname = 'rds_replication'), false),"
+        " exists (select from pg_roles where rolname = 'rds_replication')"
     ).fetchone()
     assert row is not None
-    level, standby, role, may = row
+    level, standby, role, quoted, may, amazon = row
     if standby:
-        raise SourceError(
-            f"{source.variable} leads to a standby, whose snapshots do not tell what runs on its"
-            " primary: changes are read from the primary",
-            hint=f"{source.variable}: the primary; or exporter.source.read: scan",
+        yield (
+            "standby",
+            SourceError(
+                f"{source.variable} leads to a standby, whose snapshots do not tell what runs on"
+                " its primary: changes are read from the primary",
+                hint=f"{source.variable}: the primary; or exporter.source.read: scan",
+            ),
         )
     if level != "logical":
-        raise SourceError(
-            f"the source has wal_level = {level}, and changes need logical",
-            hint="alter system set wal_level = logical, and a restart; on RDS:"
-            " rds.logical_replication = 1; on Cloud SQL: cloudsql.logical_decoding = on",
+        yield (
+            "wal_level",
+            SourceError(
+                f"the source has wal_level = {level}, and changes need logical",
+                hint="alter system set wal_level = logical, and a restart; on RDS:"
+                " rds.logical_replication = 1; on Cloud SQL: cloudsql.logical_decoding = on",
+            ),
         )
     if not may:
-        raise SourceError(
-            f"{source.variable}: the role {role} must not read a replication slot",
-            hint=_RIGHT.format(role),
+        grant = f"grant rds_replication to {quoted}" if amazon else _RIGHT.format(quoted)
+        yield (
+            "replication",
+            SourceError(
+                f"{source.variable}: the role {role} must not read a replication slot", hint=grant
+            ),
         )
 
 
@@ -93,9 +109,12 @@ def find(source: Connection, name: str | None = None) -> list[Found]:
         " case when coalesce(wal_status <> 'lost', true) and restart_lsn is not null then ''"
         " when (to_jsonb(s)->>'conflicting')::bool then 'rows_removed'"
         " else coalesce(to_jsonb(s)->>'invalidation_reason', 'wal_removed') end,"
-        " pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()"
-        " else pg_current_wal_lsn() end, restart_lsn)::bigint"
-        " from pg_replication_slots s where slot_name = coalesce(%s, slot_name)"
+        " pg_wal_lsn_diff(lsn, restart_lsn)::bigint, lsn::text,"
+        " extract(epoch from clock_timestamp()"
+        " - (to_jsonb(s)->>'inactive_since')::timestamptz)::float8"
+        " from pg_replication_slots s, (select case when pg_is_in_recovery()"
+        " then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end) w (lsn)"
+        " where slot_name = coalesce(%s, slot_name)"
         " and starts_with(slot_name, %s) order by 1",
         (name, "" if name else PREFIX),
     ).fetchall()
@@ -125,7 +144,7 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
             except psycopg.errors.QueryCanceled:
                 if time.monotonic() > until:
                     raise _waits(source) from None
-                say(f"making the slot waits for {_writers(source) or 'transactions'} to end")
+                say(f"making the slot waits for {writers(source) or 'transactions'} to end")
                 wait = until - time.monotonic() + 1
             finally:
                 source.execute("set statement_timeout = 0")
@@ -141,107 +160,50 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
         ) from None
 
 
-def drop(source: Connection, name: str) -> None:
-    """End the slot and the publication of that name, where they are. Raises SourceError."""
+def drop_slot(source: Connection, name: str) -> None:
+    """End the slot of that name, where there is one. Raises SourceError."""
     found = find(source, name)
     try:
         if found:
             source.execute("select pg_drop_replication_slot(%s)", (name,))
-        source.execute(sql.SQL("drop publication if exists {}").format(sql.Identifier(name)))
     except psycopg.errors.ObjectInUse:
         raise SourceError(
             f"the slot {name} is being read by process {found[0].active_pid}",
             hint="let that load end",
         ) from None
+
+
+def drop(source: Connection, name: str) -> None:
+    """End the slot and the publication of that name, where they are. Raises SourceError."""
+    drop_slot(source, name)
+    try:
+        source.execute(sql.SQL("drop publication if exists {}").format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as error:
         raise SourceError(
             first_line(error), hint=f'as the owner: drop publication "{name}"'
         ) from None
 
 
-class Publication(NamedTuple):
-    """What a publication sends: of each table of ``present`` whether it is all of its changes."""
+class Limits(NamedTuple):
+    """What the source has for slots. ``keep`` are the bytes of WAL that each may hold back."""
 
-    whole: bool  # every kind of change, of partitions by their root
-    all_tables: bool
-    present: dict[tuple[str, str], bool]
+    slots: int
+    slots_used: int
+    senders: int
+    senders_used: int
+    keep: int | None  # None: no limit
 
 
-def publication(source: Connection, name: str) -> Publication | None:
-    """Return the publication of that name, None where there is none."""
+def limits(source: Connection) -> Limits:
+    """Return what the source has for slots, and what is taken of it."""
     row = source.execute(
-        "select oid, puballtables,"
-        " pubviaroot and pubinsert and pubupdate and pubdelete and pubtruncate"
-        " from pg_publication where pubname = %s",
-        (name,),
+        "select current_setting('max_replication_slots')::int,"
+        " (select count(*) from pg_replication_slots), current_setting('max_wal_senders')::int,"
+        " (select count(*) from pg_stat_replication),"
+        " nullif(pg_size_bytes(current_setting('max_slot_wal_keep_size')), -1)"
     ).fetchone()
-    if row is None:
-        return None
-    oid, all_tables, whole = row
-    filtered = "false"
-    if source.info.server_version >= 150000:
-        filtered = "prqual is not null or prattrs is not null"
-    found = source.execute(
-        sql.SQL(
-            "select n.nspname, c.relname, not ({}) from pg_publication_rel r"
-            " join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace"
-            " where r.prpubid = %s"
-        ).format(sql.SQL(filtered)),
-        (oid,),
-    )
-    present = {(schema, table): all_of_it for schema, table, all_of_it in found}
-    return Publication(whole, all_tables, present)
-
-
-def unsent(now: Publication | None, tables: Iterable[SourceTable]) -> list[SourceTable]:
-    """Return the tables of which some changes are not sent."""
-    if now is None or not now.whole:
-        return list(tables)
-    if now.all_tables:
-        return []
-    return [one for one in tables if not now.present.get((one.schema, one.table))]
-
-
-def publish(
-    source: Connection,
-    name: str,
-    now: Publication | None,
-    tables: Sequence[SourceTable],
-    say: Callable[[str], None],
-) -> None:
-    """Bring the publication, as it is ``now``, to these tables. Raises SourceError."""
-    wanted = {(one.schema, one.table): one.name for one in tables}
-    named = sql.Identifier(name)
-    options = sql.SQL(
-        "publish_via_partition_root = true, publish = 'insert, update, delete, truncate'"
-    )
-    if now is None:
-        statement = sql.SQL("create publication {} for table {} with ({})")
-        _change(source, statement.format(named, _COMMA.join(wanted.values()), options))
-        return
-    if not now.whole:
-        _change(source, sql.SQL("alter publication {} set ({})").format(named, options))
-    if now.all_tables:
-        return
-    # One that sends some rows or columns alone is taken out, and put in again as a whole.
-    gone = [one for one, whole in now.present.items() if one not in wanted or not whole]
-    added = [name for one, name in wanted.items() if not now.present.get(one)]
-    for action, names in (("drop", [sql.Identifier(*one) for one in gone]), ("add", added)):
-        if names:
-            statement = sql.SQL("alter publication {} {} table {}")
-            _change(source, statement.format(named, sql.SQL(action), _COMMA.join(names)))
-    for schema, table in (one for one in gone if one not in wanted):
-        say(f"{schema}.{table} is not read by its changes any more: it has left {name}")
-
-
-def _change(source: Connection, statement: sql.Composed) -> None:
-    try:
-        source.execute(statement)
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise SourceError(
-            f"the publication cannot be changed: {first_line(error)}",
-            hint=f"as the owner of the tables: {statement.as_string(source)}",
-        ) from None
+    assert row is not None
+    return Limits(*row)
 
 
 def await_writers(source: Connection, say: Callable[[str], None]) -> None:
@@ -266,20 +228,21 @@ def await_writers(source: Connection, say: Callable[[str], None]) -> None:
         if time.monotonic() > until:
             raise _waits(source)
         if told and time.monotonic() > told:
-            say(f"the copy waits for {_writers(source) or 'transactions'} to end")
+            say(f"the copy waits for {writers(source) or 'transactions'} to end")
             told = 0.0
         time.sleep(0.01)
 
 
 def _waits(source: Connection) -> SourceError:
     return SourceError(
-        f"{_writers(source) or 'a transaction'} did not end within {_WAIT:.0f} s: before it has,"
+        f"{writers(source) or 'a transaction'} did not end within {_WAIT:.0f} s: before it has,"
         " what it writes could be missed",
         hint="let it end, or end it: select pg_terminate_backend(<process>)",
     )
 
 
-def _writers(source: Connection) -> str:
+def writers(source: Connection) -> str:
+    """Return who writes now, for people; "" where nobody does."""
     rows = source.execute(
         "select 'process ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '')"
         " || ', in a transaction since ' || date_trunc('second', xact_start)"
@@ -287,21 +250,6 @@ def _writers(source: Connection) -> str:
         " union all select 'the prepared transaction ' || gid from pg_prepared_xacts limit 3"
     ).fetchall()
     return "; ".join(text for (text,) in rows)
-
-
-def refuse_held(source: Connection) -> None:
-    """Raise SourceError where the source sends nothing, since a standby has to have it before."""
-    rows = source.execute(
-        "select wanted from unnest(string_to_array(current_setting('synchronized_standby_slots',"
-        " true), ',')) listed, btrim(listed, ' \"') wanted where not exists (select"
-        " from pg_replication_slots where slot_name = wanted and active)"
-    ).fetchall()
-    if rows:
-        names = ", ".join(name for (name,) in rows)
-        raise SourceError(
-            f"the source sends no changes before its standbys have them, and none reads {names}",
-            hint="start the standby, or take it out of synchronized_standby_slots",
-        )
 
 
 def end_of_wal(source: Connection) -> int:
@@ -325,6 +273,46 @@ def end_of_wal(source: Connection) -> int:
                 hint="select * from pg_stat_activity where backend_type = 'walwriter'",
             )
         time.sleep(0.005)
+
+
+def await_standbys(source: Connection, name: str, end: int, say: Callable[[str], None]) -> None:
+    """Wait until the standbys that the source waits for have its WAL. Raises SourceError.
+
+    Of a slot that they may take over, it gives out no change before (PostgreSQL 17).
+    """
+    if away := standbys_behind(source, name):
+        raise SourceError(
+            f"the source sends no changes before its standbys have them, and none reads"
+            f" {', '.join(away)}",
+            hint="start the standby, or take it out of synchronized_standby_slots",
+        )
+    until, told = time.monotonic() + _WAIT, time.monotonic() + _TELL
+    while behind := standbys_behind(source, name, end):
+        who = ", ".join(behind)
+        if time.monotonic() > until:
+            raise SourceError(
+                f"{who} did not get the source's WAL within {_WAIT:.0f} s, and no change is given"
+                " out before (synchronized_standby_slots)",
+                hint="start that standby, or take it out of synchronized_standby_slots",
+            )
+        if told and time.monotonic() > told:
+            say(f"waits for the standby of {who} to get the WAL (synchronized_standby_slots)")
+            told = 0.0
+        time.sleep(0.02)
+
+
+def standbys_behind(source: Connection, name: str, end: int | None = None) -> list[str]:
+    """Return the slots of standbys for which that slot waits: they are not read, or not so far."""
+    rows = source.execute(
+        "select trim(both '\" ' from w.name) from regexp_split_to_table("
+        "coalesce(current_setting('synchronized_standby_slots', true), ''), ',') w (name)"
+        " left join pg_replication_slots s on s.slot_name = trim(both '\" ' from w.name)"
+        " where trim(w.name) <> '' and (s.active_pid is null or s.restart_lsn < %s::pg_lsn)"
+        " and exists (select from pg_replication_slots o where o.slot_name = %s"
+        " and to_jsonb(o) ->> 'failover' = 'true') order by 1",
+        (None if end is None else lsn_text(end), name),
+    ).fetchall()
+    return [one for (one,) in rows]
 
 
 class Identity(NamedTuple):

@@ -82,6 +82,7 @@ class Result:
             "cursor": as_dict(self.cursor),
             "seconds": round(self.seconds, 3),
             "error": str(self.error) if self.error else None,
+            "notices": list(self.notices),
         }
 
     def __str__(self) -> str:

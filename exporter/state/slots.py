@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from psycopg import sql
 
@@ -24,8 +24,13 @@ create table if not exists {} (
     lsn pg_lsn,
     last_commit bytea,
     exported_at timestamptz,
+    read_at timestamptz,
     updated_at timestamptz not null default now()
-)
+);
+-- what a table of an earlier version lacks
+alter table {}
+    add column if not exists last_commit bytea,
+    add column if not exists read_at timestamptz
 """
 
 
@@ -43,23 +48,40 @@ class Slot(NamedTuple):
     last_commit: bytes | None = None
 
 
+class Known(NamedTuple):
+    """What is remembered of a slot, for people.
+
+    All that was committed by ``read_at`` is in the destination; that was ``seconds`` ago. None
+    before the slot was read to its end.
+    """
+
+    name: str
+    cluster: str | None
+    database: str  # its oid and its name
+    lsn: str | None
+    read_at: datetime | None
+    seconds: float | None
+
+
 def create_table(destination: Connection) -> None:
-    """Create the table where it is missing."""
-    found = destination.execute(
-        "select to_regclass(%s)", (f"{position.SCHEMA}._exporter_slots",)
-    ).fetchone()
-    if found == (None,):
+    """Create the table where it is missing, or of an earlier version."""
+    if not _has(destination, "read_at"):
         with destination.transaction():
             position.create_schema(destination, position.SCHEMA)
-            destination.execute(sql.SQL(_TABLE).format(SLOTS))
+            destination.execute(sql.SQL(_TABLE).format(SLOTS, SLOTS))
 
 
 def exist(destination: Connection) -> bool:
     """Tell whether any slot has ever been read for this destination."""
+    return _has(destination, "slot")
+
+
+def _has(destination: Connection, column: str) -> bool:
     found = destination.execute(
-        "select to_regclass(%s) is not null", (f"{position.SCHEMA}._exporter_slots",)
+        "select from pg_attribute where attrelid = to_regclass(%s) and attname = %s",
+        (f"{position.SCHEMA}._exporter_slots", column),
     ).fetchone()
-    return bool(found and found[0])
+    return found is not None
 
 
 def lock(destination: Connection, cluster: str | None, database: str) -> None:
@@ -90,34 +112,72 @@ def of(destination: Connection, source: Source) -> Slot | None:
     return of_source(destination, source.cluster, source.database)
 
 
-def read_at(destination: Connection) -> dict[str, datetime]:
-    """Return when each slot that is known here was read last."""
-    rows = destination.execute(sql.SQL("select slot, updated_at from {}").format(SLOTS)).fetchall()
-    return dict(rows)
+def known(destination: Connection) -> dict[str, Known]:
+    """Return the slots that are read for this destination, by their names."""
+    if not exist(destination):
+        return {}
+    rows = destination.execute(
+        # By name: the table of an earlier version lacks the column.
+        sql.SQL(
+            "select slot, cluster, database, lsn::text, (to_jsonb(s)->>'read_at')::timestamptz,"
+            " extract(epoch from clock_timestamp()"
+            " - (to_jsonb(s)->>'read_at')::timestamptz)::float8 from {} s order by 1"
+        ).format(SLOTS)
+    ).fetchall()
+    return {row[0]: Known(*row) for row in rows}
 
 
-def remember(destination: Connection, slot: Slot, cluster: str | None, database: str) -> None:
+def now(destination: Connection) -> str:
+    """Return the destination's clock, for ``reached``."""
+    row = destination.execute("select clock_timestamp()::text").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+class Owner(Protocol):
+    """The server and the database that a slot is of."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster; None where it may not be asked for."""
+
+    @property
+    def database(self) -> str:
+        """The oid of the database, and its name."""
+
+
+def remember(destination: Connection, slot: Slot, owner: Owner) -> None:
     """Keep a slot's name before it is made: it is then never without its owner."""
     destination.execute(
         sql.SQL(
             "insert into {} (slot, cluster, database, lsn, timeline) values (%s, %s, %s, %s, %s)"
-            " on conflict (slot) do update set (lsn, updated_at) = (excluded.lsn, now())"
+            " on conflict (slot) do update"
+            " set (lsn, timeline, updated_at) = (excluded.lsn, excluded.timeline, now())"
         ).format(SLOTS),
-        (slot.name, cluster, database, slot.lsn, slot.timeline),
+        (slot.name, owner.cluster, owner.database, slot.lsn, slot.timeline),
     )
 
 
 def reached(
-    destination: Connection, name: str, lsn: str, commit: bytes | None, stamp: str | None
+    destination: Connection,
+    name: str,
+    lsn: str,
+    commit: bytes | None,
+    stamp: str | None,
+    read_at: str | None,
 ) -> None:
-    """Store a position. Belongs in the transaction that lands the changes up to it."""
+    """Store a position. Belongs in the transaction that lands the changes up to it.
+
+    ``read_at``: where all has landed that was committed by then, by the destination's clock.
+    """
     destination.execute(
         sql.SQL(
             "update {} set lsn = %s, last_commit = coalesce(%s, last_commit),"
             " exported_at = coalesce(%s::timestamptz, exported_at),"
+            " read_at = coalesce(%s::timestamptz, read_at),"
             " updated_at = clock_timestamp() where slot = %s"
         ).format(SLOTS),
-        (lsn, commit, stamp, name),
+        (lsn, commit, stamp, read_at, name),
     )
 
 
@@ -160,11 +220,15 @@ def leave(destination: Connection, name: str, tables: list[str]) -> None:
     )
 
 
-def leave_one(destination: Connection, target: Destination) -> None:
-    """Take note that a table that was read on is not: it misses changes until it is copied."""
-    destination.execute(
+def leave_one(destination: Connection, target: Destination) -> bool:
+    """Take note that a table that was read on is not: it misses changes until it is copied.
+
+    Return whether it was.
+    """
+    done = destination.execute(
         sql.SQL(
             "update {} set slot = null where relation = %s and slot ->> 'until' is not null"
         ).format(position.STATE),
         (str(target),),
     )
+    return done.rowcount > 0

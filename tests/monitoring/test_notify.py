@@ -368,7 +368,7 @@ def test_a_metrics_file_is_whole_at_every_moment(place: Workplace) -> None:
     reader.start()
     try:
         for number in range(60):
-            metrics.write(file, [Result(f"key {number % 50}")], time.time())
+            metrics.write(file, [Result(f"key {number % 50}")], None, time.time())
     finally:
         over.set()
         reader.join()

@@ -48,6 +48,7 @@ class Column:
     staged: str = "text"
     inferred: bool = False
     encoder: Mapping[Any, Any] = field(default_factory=lambda: text.TEXT)
+    settled: set[type] = field(default_factory=lambda: {type(None)})  # say nothing new of its type
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Rows:
         row = self.rows[place]
         named = "".join(f", {name} = {row[name]!r}" for name in self.key if name in row)
         return f"row {self.read + place + 1}{named}"
+
+
+_VARIED = (int, datetime, Enum)  # whose PostgreSQL type depends on the value
 
 
 def column(name: str, known: Known) -> Column:
@@ -86,6 +90,10 @@ def take(
     found = _natives(columns, _values(rows, columns, known, grows=grows or not columns), rows)
     for one, values in zip(columns, found):  # noqa: B905  of one length
         if one.kind is None or one.inferred or (grows and one.name not in known.declared):
+            new = set(map(type, values)) - one.settled
+            if not new:
+                continue
+            one.settled |= {kind for kind in new if kind is bool or not issubclass(kind, _VARIED)}
             present = [value for value in values if value is not None]
             if present and not _has_origin(
                 one, present, known, firm=not grows, first=not rows.read
@@ -218,7 +226,7 @@ def _samples(present: list[Any]) -> list[Any]:
             of_kind = [min(of_kind), max(of_kind)]
         elif issubclass(kind, datetime):
             of_kind = [*{value.tzinfo is None: value for value in of_kind}.values()]
-        elif not issubclass(kind, (int, Enum)):
+        elif not issubclass(kind, _VARIED):
             del of_kind[1:]
         found += of_kind
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
-from tests.helpers.processes import start_load, until, wait_unlocked
+from tests.helpers.processes import start_load, started, until, wait_unlocked
 from tests.helpers.versions import (
     LOGICAL,
     caught_up,
@@ -304,27 +305,27 @@ def test_who_wrote_while_the_owner_published_is_waited_for(
 
 def test_a_key_that_was_taken_over_while_a_copy_was_interrupted(place: Workplace) -> None:
     """The copy has both rows as they are now: under the old key a change would find the other."""
+    if place.query(place.core, "show server_version_num")[0][0] < "140000":
+        pytest.skip("a copy that was interrupted goes on since PostgreSQL 14")
     place.query(
         place.core,
         "create table thing (id int primary key, a text, big text);"
         "alter table thing alter big set storage external;"
         "insert into thing select i, repeat('a', 900),"
-        " case when i < 9 then repeat(md5(i::text), 300) end from generate_series(1, 20000) i",
+        " case when i < 9 then repeat(md5(i::text), 300) end from generate_series(1, 8000) i;"
+        "analyze thing",
     )
     define(place, "thing")
-    process = start_load(place, BATCH_SIZE="100")
     begun = "select count(*) from analytics_raw._exporter_state where next_block > 0"
-    until(
-        lambda: (
-            place.query(
-                place.analytics, "select to_regclass('analytics_raw._exporter_state') is not null"
-            )
-            == [(True,)]
-            and place.query(place.analytics, begun) == [(1,)]
-        )
-    )
-    process.kill()
-    process.communicate()
+
+    def copying() -> bool:
+        assert process.poll() is None
+        with contextlib.suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return place.query(place.analytics, begun) == [(1,)]
+        return False
+
+    with started(place, "load", BATCH_SIZE="100") as process:
+        until(copying)
     wait_unlocked(place)
     assert place.query(place.analytics, begun) == [(1,)]
     place.query(

@@ -213,7 +213,9 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
 
 def _readable_by_others(path: Path) -> bool:
     """Whether any account can enter each folder down to ``path``, and list it."""
-    return all(folder.stat().st_mode & 0o005 == 0o005 for folder in [path, *path.parents])
+    real = path.resolve()  # links may lead into a private home
+    folders = [path, *path.parents, real, *real.parents]
+    return all(folder.stat().st_mode & 0o005 == 0o005 for folder in folders)
 
 
 def _copied(binaries: Path, folder: Path) -> Path:

@@ -221,12 +221,14 @@ class _Load:
     def _slot(self, server: Server) -> Slot:
         """Return the slot as it was left; without a position where it is to be made.
 
-        It keeps its name and its publication, which may be somebody else's work.
+        It keeps its name and its publication, which may be the work of the tables' owner; but not
+        where another destination may know it by that name, which would then take it for its own.
         """
         known = remembered.of_source(self._destination, server.cluster, server.database)
         if known is None:
             return Slot(slots.new_name(self._destination))
-        if known.lsn is not None:  # else a load was killed while it made the slot
+        name, reached = known.name, known.lsn
+        if reached is not None:  # else a load was killed while it made the slot
             look = look_at(self._source, known, server, parted=self._parted)
             if look.found and not look.why:
                 if look.fork is not None:
@@ -235,9 +237,14 @@ class _Load:
                 return known._replace(lsn=look.found.confirmed or known.lsn)
             self._parted = False
             self.say(f"the slot {known.name} {look.why}{ANEW}", "warning")
+            if look.found and lsn_number(look.found.confirmed or "0/0") > lsn_number(reached):
+                name = slots.new_name(self._destination)
         slots.drop_slot(self._source, known.name)
+        if name != known.name:
+            with contextlib.suppress(ExporterError):  # a publication that is not ours stays
+                slots.drop(self._source, known.name)
         remembered.forget(self._destination, known.name)
-        return Slot(known.name)
+        return Slot(name)
 
     def _look(self, definition: Definition) -> SlotTable:
         """Look at a table and its state, under its lock. Raises SourceError, DriftError."""

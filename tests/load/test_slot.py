@@ -230,3 +230,22 @@ def test_an_owner_makes_the_publication(two: Workplace) -> None:
         assert "sends 2 tables" in checked.stdout
     finally:
         two.query(two.core, f"drop owned by {role}; drop role {role}")
+
+
+def test_destinations_that_are_copies_of_each_other_part(two: Workplace) -> None:
+    """They know one slot at first; none must take the other's for its own, load after load."""
+    results(two)
+    name = two.analytics.rpartition("/")[2].partition("?")[0]
+    server = two.analytics.replace(f"/{name}", "/postgres")
+    two.query(server, f"create database {name}_copy template {name}")
+    copy = two.analytics.replace(f"/{name}", f"/{name}_copy")
+    try:
+        for number in range(1, 6):
+            two.query(two.core, f"delete from a where id = {number}")
+            for url in (two.analytics, copy):
+                done = two.run("exporter", "load", DATABASE_URL_ANALYTICS=url)
+                assert done.returncode == 0, done.stderr
+                assert two.query(url, "select min(id) from analytics_raw.a") == [(number + 1,)]
+                assert number < 3 or "is made anew" not in done.stderr
+    finally:
+        two.query(server, f"drop database {name}_copy with (force)")

@@ -35,10 +35,12 @@ def command(
     most = cli.most_deletes(max_deletes, "--repair", on=repair)
     chosen = call.definitions(keys)
     for definition in chosen:
-        if repair and definition.destination.mode == "append":
+        if repair and definition.destination.mode != "upsert":
+            why = "is append-only: its rows have no key to repair them by"
+            if definition.destination.is_history:
+                why = "is a history: its versions are what they were, and not repaired"
             raise UsageError(
-                f"{definition.where}: {definition.key} is append-only: its rows have no key to"
-                " repair them by",
+                f"{definition.where}: {definition.key} {why}",
                 hint=f"exporter load {definition.key} --full-refresh",
             )
     statuses = []

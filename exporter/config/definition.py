@@ -112,7 +112,7 @@ class Destination(NamedTuple):
     table: str
     # None in append mode; in upsert mode, where none are declared, until the source was asked.
     conflict_columns: tuple[str, ...]
-    mode: str  # upsert or append
+    mode: str  # upsert, append or history
     evolution: str  # evolve or freeze: what a change of the source's columns may do to raw
     deletes: str  # ignore, mark or remove: what becomes of rows that are gone at the source
     distribution_column: str | None = None  # on Citus; None: the table stays where it is made
@@ -121,6 +121,11 @@ class Destination(NamedTuple):
     def name(self) -> sql.Identifier:
         """The qualified name of the raw table."""
         return sql.Identifier(self.schema, self.table)
+
+    @property
+    def is_history(self) -> bool:
+        """Whether raw keeps every version of a row."""
+        return self.mode == "history"
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}"
@@ -260,7 +265,9 @@ def _destination(
 ) -> Destination:
     conflict = reader.names("conflict_columns")
     mode = reader.choice(
-        "mode", ("upsert", "append"), "upsert" if conflict or not source.cursor else "append"
+        "mode",
+        ("upsert", "append", "history"),
+        "upsert" if conflict or not source.cursor else "append",
     )
     if source.rows and mode == "append":
         reader.fail(
@@ -272,11 +279,18 @@ def _destination(
             "must be ignore with source.rows: that a function does not yield a row does not say"
             " that it is gone; exporter load KEY --full-refresh removes what it then leaves out",
         )
-    follows = source.read == "changes"
-    deletes = reader.choice("deletes", ("ignore", "mark", "remove"), "remove" if follows else None)
+    follows, history = source.read == "changes", mode == "history"
+    mirrors = follows and not history
+    deletes = reader.choice("deletes", ("ignore", "mark", "remove"), "remove" if mirrors else None)
+    if history and not follows:
+        reader.fail("mode", "can be history with source.read: changes alone: others miss versions")
+    if history and reader.given("deletes"):
+        reader.fail("deletes", "has no place with mode: history, where a delete is a version")
+    if history and reader.given("distribution_column"):
+        reader.fail("distribution_column", "has no place with read: changes")
     if follows and mode == "append":
-        reader.fail("mode", "must be upsert with read: changes")
-    if follows and deletes == "ignore":
+        reader.fail("mode", "must be upsert or history with read: changes")
+    if mirrors and deletes == "ignore":
         reader.fail("deletes", "must be remove or mark with read: changes")
     if mode == "append" and source.cursor and source.cursor.nulls == "load":
         reader.fail("source.cursor.nulls", "cannot be load with mode: append, which reads once")
@@ -295,7 +309,7 @@ def _destination(
         key=key,
         schema=schema,
         table=table,
-        conflict_columns=conflict if mode == "upsert" else (),
+        conflict_columns=conflict if mode != "append" else (),
         mode=mode,
         evolution=reader.choice("schema", ("evolve", "freeze")),
         deletes=deletes,

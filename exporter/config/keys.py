@@ -72,11 +72,12 @@ KEYS = {
     ),
     "source.exclude": Key("columns that do not leave the source", otherwise="none"),
     "conflict_columns": Key(
-        "unique columns; the primary key of the raw table",
-        otherwise="with `mode: upsert`, the source's primary key",
+        "unique columns; the primary key of the raw table, in a history with `_lsn` and `_seq`",
+        otherwise="the source's primary key, but none with `mode: append`",
     ),
     "mode": Key(
-        "`upsert`, a mirror; or `append`, an append-only log",
+        "`upsert`, a mirror; `append`, an append-only log; or, with `read: changes`, `history`:"
+        " every version of a row",
         otherwise="`upsert`; `append` with a cursor and without `conflict_columns`",
     ),
     "schema": Key(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from exporter import state
 from exporter.config import Definition
 from exporter.raw import RawTable
 from exporter.raw import table as raw_table
-from exporter.raw.changes import ChangesStaging
-from exporter.source.changes import Chunk, Member
+from exporter.raw.changes import ChangesStaging, Landed
+from exporter.raw.versions import HistoryStaging
+from exporter.source.changes import Chunk
 from exporter.source.copied import CopyReader
-from exporter.state import Binding, Position, Result, State, record
+from exporter.source.member import Member
+from exporter.state import Binding, Copied, Position, Result, State, record
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.wire import Connection
@@ -29,11 +31,30 @@ class SlotTable(NamedTuple):
     binding: Binding
     raw: RawTable
     why_copy: str
+    follows_first: bool = False  # its changes land before it is copied
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of the source's heaps: others when it is written anew, or emptied."""
+        return self.reader.files()
 
     @property
     def member(self) -> Member:
         """What the changes of the table are gathered by."""
         return self.reader.member(self.stored, self.raw.columns)
+
+
+class Staging(Protocol):
+    """Takes what was gathered of one table's changes to its raw table."""
+
+    def land(self, changes: Any, stamp: str, settling: Copied | None) -> Landed:
+        """Land them in the running transaction. Raises RowError, DriftError."""
+
+
+def _staging(destination: Connection, raw: RawTable, number: int, *, trusting: bool) -> Staging:
+    if raw.target.is_history:
+        return HistoryStaging(destination, raw, number)
+    return ChangesStaging(destination, raw, number, trusting=trusting)
 
 
 class Landing:
@@ -61,9 +82,10 @@ class Landing:
         self._stamps = {key: one.stored.exported_at for key, one in self._tables.items()}
         self._rows = {key: one.stored.cursor is not None for key, one in self._tables.items()}
         self._staging = {
-            key: ChangesStaging(destination, table.raw, number, trusting=trusting)
+            key: _staging(destination, table.raw, number, trusting=trusting)
             for number, (key, table) in enumerate(self._tables.items())
         }
+        self._emptied_by: dict[str, int] = {}
 
     def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
         """Land a chunk, and those after it up to the next commit; return the position.
@@ -104,6 +126,8 @@ class Landing:
             totals.rows_written += landed.written
             totals.rows_deleted += landed.deleted
             totals.bytes += landed.size
+            if landed.emptied_by is not None:
+                self._emptied_by[key] = landed.emptied_by
             self._rows[key] = self._rows[key] or landed.read > 0
 
     def _store(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
@@ -117,12 +141,15 @@ class Landing:
                 continue
             result, target = self._results[key], table.raw.target
             stored = table.stored._replace(exported_at=self._stamps[key])
+            if key in self._emptied_by and stored.slot:
+                slot = stored.slot._replace(emptied_by=self._emptied_by[key])
+                stored = stored._replace(slot=slot)
             result.cursor = Position(lsn)
             if chunk.last:
                 rows = self._rows[key]
                 if rows and result.totals.rows_deleted:
                     rows = not raw_table.oid_and_emptiness(destination, target)[1]
-                now = table.reader.followed(stored, lsn, rows=rows)
+                now = table.reader.followed(stored, lsn, rows=rows, is_to_copy=table.follows_first)
                 stored = now._replace(binding=table.binding)
             state.write(destination, target, stored)
             record(destination, result, "ok" if chunk.last else "running")

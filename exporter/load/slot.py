@@ -211,12 +211,36 @@ class _Load:
             slot = self._made(slot, server)
         if added:
             tables = [self._look(one) for one in self._definitions]
+        self._follow(slot, server, tables)
+
+    def _follow(self, slot: Slot, server: Server, tables: Sequence[SlotTable]) -> None:
+        """Make the copies that are needed, and land the changes; of some before their copy."""
+        destination = self._destination
+        first = [one for one in tables if one.follows_first]
+        tables = self._with_copies([one for one in tables if one not in first])
+        self._stream(slot, [*tables, *first])
+        again = [self._look(one.definition) for one in first]
+        # What was written anew since the first look, the next load's changes may explain.
+        moved = [now for now, one in zip(again, first, strict=True) if now.files != one.files]
+        same = [now for now in again if now not in moved]
+        if any(map(self._is_to_copy, same)):
+            known = remembered.of_source(destination, server.cluster, server.database)
+            assert known is not None
+            tables = [self._look(one.definition) for one in tables]
+            tables += self._with_copies(same)
+            destination.execute("discard temp")  # what the changes were staged in
+            self._stream(known, [*tables, *moved])
+
+    def _with_copies(self, tables: Sequence[SlotTable]) -> list[SlotTable]:
+        """Copy those of the tables that need it; return all that have their copy then."""
         copied = [table for table in tables if self._is_to_copy(table)]
-        if copied:
-            followed = self._copied(copied)
-            tables = [table for table in tables if table not in copied]
-            tables += [self._look(one) for one in followed]
-        self._stream(slot, tables)
+        if not copied:
+            return list(tables)
+        followed = self._copied(copied)
+        return [
+            *(table for table in tables if table not in copied),
+            *map(self._look, followed),
+        ]
 
     def _slot(self, server: Server) -> Slot:
         """Return the slot as it was left; without a position where it is to be made.
@@ -266,10 +290,12 @@ class _Load:
             oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
             binding = Binding(reader.found, oid, reader.reading())
             why = reader.why_copy(stored, binding, empty=empty)
-            lost = reader.doubt(stored).reason if why else ""  # the rest tells who copies it
+            first = reader.can_follow(stored, why) and definition.key not in self._refresh
+            # The rest tells who copies it; what its changes may explain, is not lost.
+            lost = reader.doubt(stored).reason if why and not first else ""
             if lost and lost not in result.notices and definition.key not in self._refresh:
                 say(lost)
-        return SlotTable(found, reader, stored, binding, raw, why)
+        return SlotTable(found, reader, stored, binding, raw, why, first)
 
     def _published(self, slot: Slot, server: Server) -> bool:
         """Bring the publication to the tables; return whether one was added."""
@@ -314,6 +340,8 @@ class _Load:
         slots.await_writers(self._source, self.say)
         for table in tables:
             target = table.definition.destination
+            if target.is_history and table.stored.cursor:
+                self._tell_gap(table)
             # A copy that fails leaves a table that has missed changes.
             remembered.leave_one(self._destination, target)
             state.unlock(self._destination, target)
@@ -334,6 +362,14 @@ class _Load:
                 if result.error is None:
                     done.append(originals[result.key])
         return done
+
+    def _tell_gap(self, table: SlotTable) -> None:
+        why = f"{table.why_copy}; " if table.follows_first else ""
+        gap = (
+            f"{why}what was committed after {table.stored.cursor} and before this copy, its history"
+            " misses but for the last version of each row, which has _op = copy"
+        )
+        self._tell(table.definition.key, gap, "warning", "notice")
 
     def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""

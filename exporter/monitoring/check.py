@@ -326,7 +326,7 @@ def _fits(analytics: Connection, outlook: dry_run.Outlook, told: list[str]) -> I
     told += [
         f"raw has another unique index, {one.name}: a row that breaks it is refused"
         for one in fit.unique_indexes(analytics, rows.name)
-        if one.columns != sorted(rows.target.conflict_columns)
+        if one.columns != sorted(rows.identity)
     ]
     if outlook.table.elsewhere and outlook.plan.unseen:
         yield Finding("warn", key, "transactions", outlook.plan.unseen)

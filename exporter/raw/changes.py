@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import psycopg
 from psycopg import sql
@@ -28,6 +28,7 @@ class Landed:
 
     def __init__(self) -> None:
         self.read = self.written = self.deleted = self.size = 0
+        self.emptied_by: int | None = None  # the transaction of a TRUNCATE, of a history
 
 
 class Present(Exception):  # noqa: N818  no error: the load lands the changes otherwise
@@ -50,13 +51,7 @@ class ChangesStaging:
         self._trusting = trusting and not raw.marked  # a marked row may be there again
         at = {column.name: place for place, column in enumerate(raw.columns)}
         self._keys = [(name, at[name]) for name in raw.target.conflict_columns]
-        narrow = ", ".join(raw.narrow)
-        if narrow or raw.on_citus:
-            why = f"its {narrow} is narrower than the source's" if narrow else "it is on Citus"
-            raise DriftError(
-                f"{raw.target.key}: {raw.target} cannot take changes: {why}",
-                hint="widen it; or exporter.source.read: scan",
-            )
+        refuse_unfit(raw)
 
     def land(self, changes: Changes, stamp: str, settling: Copied | None) -> Landed:
         """Land changes in the running transaction. Raises RowError, DriftError, Present.
@@ -76,7 +71,7 @@ class ChangesStaging:
         copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
             self._name, _COMMA.join(names)
         )
-        _, landed.size = pour(destination, copy, _blocks(changes))
+        _, landed.size = pour(destination, copy, blocks(changes.rows.values()))
         destination.execute(BY_INDEX)
         count = changes.count()
         try:
@@ -89,12 +84,7 @@ class ChangesStaging:
             else:
                 landed.written = self._execute(statements.changed, stamp, NEW, CHANGED)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
-            column = f", column {error.diag.column_name}" if error.diag.column_name else ""
-            raise RowError(
-                f"{self._raw.target.key}: a change{column} is refused: {_message(error)}",
-                hint="correct the table at the destination, then run exporter load again: it goes"
-                " on before these changes",
-            ) from None
+            raise refused(self._raw, error) from None
         landed.read = len(changes.rows) - count[REMOVE]
         return landed
 
@@ -270,20 +260,38 @@ class ChangesStaging:
         return sql.SQL("concat_ws(', ', {})").format(_COMMA.join(parts))
 
 
-def _blocks(changes: Changes) -> Iterator[Block]:
-    """Yield the staged rows in COPY's binary format, and forget them."""
+def refuse_unfit(raw: RawTable) -> None:
+    """Raise DriftError for a raw table that cannot take changes."""
+    narrow = ", ".join(raw.narrow)
+    if narrow or raw.on_citus:
+        why = f"its {narrow} is narrower than the source's" if narrow else "it is on Citus"
+        raise DriftError(
+            f"{raw.target.key}: {raw.target} cannot take changes: {why}",
+            hint="widen it; or exporter.source.read: scan",
+        )
+
+
+def refused(raw: RawTable, error: psycopg.Error) -> RowError:
+    """Return the error for a change that the destination does not take."""
+    column = f", column {error.diag.column_name}" if error.diag.column_name else ""
+    # PostgreSQL's message without the value that it quotes
+    message = (error.diag.message_primary or "refused").partition(': "')[0]
+    return RowError(
+        f"{raw.target.key}: a change{column} is refused: {message}",
+        hint="correct the table at the destination, then run exporter load again: it goes"
+        " on before these changes",
+    )
+
+
+def blocks(staged: Iterable[bytes]) -> Iterator[Block]:
+    """Yield staged rows in COPY's binary format."""
     yield Block(_HEADER, 0, b"")
     rows: list[bytes] = []
     size = 0
-    for row in changes.rows.values():
+    for row in staged:
         rows.append(row)
         size += len(row)
         if size >= _BLOCK:
             yield Block(b"".join(rows), len(rows), b"")
             rows, size = [], 0
     yield Block(b"".join([*rows, _TRAILER]), len(rows), b"")
-
-
-def _message(error: psycopg.Error) -> str:
-    """Return PostgreSQL's message without the value that it quotes."""
-    return (error.diag.message_primary or "refused").partition(': "')[0]

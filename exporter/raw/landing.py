@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from exporter.errors import RowError
+from exporter.raw.history import refuse_disorder
 from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
 from exporter.raw.statements import PLACE, STAGING, landing
@@ -119,6 +120,8 @@ class Staging:
             keep_newest(destination, raw, order)
         prove(destination, raw, order, since)
         whole = lands is Lands.WHOLE
+        if whole and raw.target.is_history:
+            refuse_disorder(destination, raw)
         if whole and raw.key:
             destination.execute(sql.SQL("analyze {}").format(STAGING))
         destination.execute(_SAVEPOINT if whole or raw.on_citus else f"{_SAVEPOINT}; {BY_INDEX}")

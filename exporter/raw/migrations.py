@@ -19,6 +19,7 @@ from exporter.config.environment import url
 from exporter.errors import ExporterError, UsageError
 from exporter.raw.table import creation
 from exporter.source import find_table, keyed
+from exporter.source.versions import own_columns
 from exporter.state import SCHEMA
 from exporter.wire import connect
 
@@ -62,7 +63,8 @@ def new(root: Path, name: str, definition: Definition) -> Path:
     ):
         table = find_table(source, definition.source, destination)
         target = keyed(definition, table).destination
-        create = creation(target, table.landed, key=True).as_string(destination)
+        columns = (*table.landed, *(own_columns("0/0", "now") if target.is_history else ()))
+        create = creation(target, columns, key=True).as_string(destination)
     name_in_raw = target.name.as_string(None)
     schema = sql.Identifier(target.schema).as_string(None)
     folder = root / FOLDER

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from exporter.config import Destination
 from exporter.errors import DriftError
+from exporter.raw import history
 from exporter.raw.drift import rounds
 from exporter.raw.table import DELETED, STAMP
 from exporter.source import Column, Horizon, Table
@@ -146,10 +147,14 @@ def comparison(
         read = sql.SQL("{} is not null").format(sql.Identifier(declared.skipped))
     if target.deletes == "mark" and DELETED in existing:
         raw = sql.SQL("{} is null").format(sql.Identifier(DELETED))
+    rows: sql.Composable = target.name
+    if target.is_history:
+        newest = history.newest(target.name, [sql.Identifier(name) for name in named])
+        rows = newest + sql.SQL(" n")
     encodings = {one.info.parameter_status("server_encoding") for one in (source, destination)}
     convert = len(encodings) > 1
 
-    def side(place: int, session: Connection, name: sql.Identifier, where: sql.Composable) -> Side:
+    def side(place: int, session: Connection, name: sql.Composable, where: sql.Composable) -> Side:
         columns = tuple(pair[place] for pair in pairs.values())
         keys = tuple(pairs[one][place] for one in named) or (_hash_as_key(columns, convert),)
         return Side(session, name, keys, keys if keys_only else columns, convert, where)
@@ -158,7 +163,7 @@ def comparison(
         target,
         table,
         side(0, source, declared.name, read),
-        side(1, destination, target.name, raw),
+        side(1, destination, rows, raw),
         tuple(column.name for column in table.landed if column.name not in existing),
         STAMP in existing,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from psycopg import sql
 
+from exporter.raw import history
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source import BEYOND, Column, Lands
 
@@ -28,11 +29,19 @@ def landing(
 
     ``late``: of rows that say whether they lie beyond the stored position, some may not.
     """
+    if raw.target.is_history:
+        return _history(raw, lands, stamp)
     if lands is Lands.WHOLE:
         return [_remove_absent(raw, stamp), _apply(raw, stamp)]
     if lands is Lands.BEYOND and raw.keyed and not raw.on_citus:
         return [_replace(raw, stamp, order), *([_apply(raw, stamp, late=True)] if late else [])]
     return [_apply(raw, stamp)]
+
+
+def _history(raw: RawTable, lands: Lands, stamp: str) -> list[sql.Composed]:
+    if lands is Lands.WHOLE:
+        return history.compared(raw, STAGING, stamp)
+    return [_insert(raw, stamp) + sql.SQL("{} s").format(STAGING)]
 
 
 def _remove_absent(raw: RawTable, stamp: str) -> sql.Composed:

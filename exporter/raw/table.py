@@ -15,7 +15,7 @@ from exporter.config import OWN, Destination
 from exporter.errors import DriftError, SourceError
 from exporter.raw import citus, drift, fit
 from exporter.raw.drift import Change
-from exporter.source import BEYOND, Column, Table, is_proved
+from exporter.source import BEYOND, Column, Table, is_proved, versions
 from exporter.source.catalog import require
 from exporter.source.lookup import relation_columns
 from exporter.wire import Connection
@@ -55,6 +55,11 @@ class RawTable(NamedTuple):
     def key(self) -> list[sql.Identifier]:
         """The columns of ON CONFLICT; none in append mode."""
         return [sql.Identifier(name) for name in self.target.conflict_columns]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns of its primary key: of a history, those of a version."""
+        return _identity(self.target, self.target.conflict_columns)
 
     @property
     def keyed(self) -> bool:
@@ -124,6 +129,8 @@ def plan(
     require(table, "conflict_columns", target.conflict_columns)
     refuse_own_names(target, table)
     existing = relation_columns(destination, target.schema, target.table)
+    if existing is not None:
+        refuse_other_kind(target, table, existing)
     marked = target.deletes == "mark"
     if existing is None:
         on_citus = target.distribution_column is not None and citus.is_here(destination)
@@ -177,13 +184,33 @@ def refuse_own_names(target: Destination, table: Table) -> None:
     needed = {STAMP: "raw", BEYOND.name: "staging"}
     if target.deletes == "mark":
         needed[DELETED] = "exporter.deletes: mark"
-    for column in table.landed:
-        if column.name in needed:
+    landed = [column.name for column in table.landed]
+    if target.is_history:  # what has a name of these is ours, in the source's place
+        needed |= dict.fromkeys(versions.OWN, "exporter.mode: history")
+        landed = [c.name for c in table.columns if table.declared.lands(c.name)]
+    for name in landed:
+        if name in needed:
             raise SourceError(
-                f"{table.declared.where}: the source has a column {column.name}, a name that"
-                f" {needed[column.name]} needs",
-                hint=f"exporter.source.exclude: [{column.name}]",
+                f"{table.declared.where}: the source has a column {name}, a name that"
+                f" {needed[name]} needs",
+                hint=f"exporter.source.exclude: [{name}]",
             )
+
+
+def refuse_other_kind(target: Destination, table: Table, existing: Iterable[str]) -> None:
+    """Raise DriftError for a history that is to be a mirror or a log, and the other way round."""
+    found = {*versions.OWN} & {*existing} - {column.name for column in table.columns}
+    wrong = ""
+    if target.is_history and len(found) < len(versions.OWN):
+        missing = ", ".join(name for name in versions.OWN if name not in found)
+        wrong = f"lacks {missing}: it is no history"
+    elif not target.is_history and len(found) == len(versions.OWN):
+        wrong = "has the versions of rows: it is a history"
+    if wrong:
+        raise DriftError(
+            f"{target.key}: {target} {wrong}, and exporter.mode is {target.mode}",
+            hint=f"alter table {target} rename to …; or give {target.key} another identifier",
+        )
 
 
 def _size(destination: Connection, target: Destination) -> int:
@@ -243,12 +270,18 @@ def creation(target: Destination, columns: Iterable[Column], *, key: bool = Fals
     parts.append(sql.SQL("{} timestamptz not null").format(sql.Identifier(STAMP)))
     if target.deletes == "mark":
         parts.append(sql.SQL("{} timestamptz").format(sql.Identifier(DELETED)))
-    fill = sql.SQL(f" with (fillfactor = {_FILL})" if target.conflict_columns else "")
+    changes = target.conflict_columns and not target.is_history
+    fill = sql.SQL(f" with (fillfactor = {_FILL})" if changes else "")
     if key and target.conflict_columns:
-        names = sql.SQL(", ").join(sql.Identifier(name) for name in target.conflict_columns)
+        identity = _identity(target, target.conflict_columns)
+        names = sql.SQL(", ").join(sql.Identifier(name) for name in identity)
         parts.append(sql.SQL("primary key ({})").format(names))
     columns_and_key = sql.SQL(",\n    ").join(parts)
     return sql.SQL("create table {} (\n    {}\n){}").format(target.name, columns_and_key, fill)
+
+
+def _identity(target: Destination, key: Sequence[str]) -> tuple[str, ...]:
+    return (*key, *(versions.ORDER if target.is_history and key else ()))
 
 
 def oid_and_emptiness(destination: Connection, target: Destination) -> tuple[int, bool]:
@@ -275,14 +308,16 @@ def key_statement(
     if not raw.key:
         return None
     indexes = fit.unique_indexes(destination, raw.name)
-    if any(one.usable and one.columns == sorted(raw.target.conflict_columns) for one in indexes):
+    if any(one.usable and one.columns == sorted(raw.identity) for one in indexes):
         return None
-    old = [one for one in indexes if one.primary and one.usable and one.columns == sorted(old_key)]
+    before = sorted(_identity(raw.target, old_key))
+    old = [one for one in indexes if one.primary and one.usable and one.columns == before]
     fit.refuse_keyless(destination, raw.target, indexes, old[0] if old else None)
     statement = sql.SQL("alter table {} ").format(raw.name)
     if old:
         statement += sql.SQL("drop constraint {}, ").format(sql.Identifier(old[0].name))
-    return statement + sql.SQL("add primary key ({})").format(sql.SQL(", ").join(raw.key))
+    names = sql.SQL(", ").join(map(sql.Identifier, raw.identity))
+    return statement + sql.SQL("add primary key ({})").format(names)
 
 
 def ensure_key(destination: Connection, raw: RawTable, old_key: Sequence[str] = ()) -> None:
@@ -290,7 +325,7 @@ def ensure_key(destination: Connection, raw: RawTable, old_key: Sequence[str] = 
     statement = key_statement(destination, raw, old_key)
     if statement is None:
         return
-    target, keys = raw.target, ", ".join(raw.target.conflict_columns)
+    target, keys = raw.target, ", ".join(raw.identity)
     try:
         destination.execute(statement)
     except psycopg.errors.UniqueViolation:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from exporter.config import Definition, source_variables
 from exporter.errors import ProjectError
-from exporter.source import catalog
+from exporter.source import catalog, versions
 from exporter.wire import Connection, connect
 
 # In our nodes' ids, before a database that is not the core: a source of the project may be called
@@ -90,6 +90,8 @@ def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str
             break
     else:
         return None  # the raw table is disabled in dbt
+    if definition.destination.is_history:
+        _describe_own(raw)
     name = definition.source.table
     if definition.source.schema not in ("public", ""):
         name = f"{definition.source.schema}.{name}"
@@ -105,6 +107,13 @@ def add(manifest: dict[str, Any], tables: dict[str, Any], origin: Origin) -> str
     return f"{origin.source_name}.{name} ▸ {raw['source_name']}.{raw['name']}"
 
 
+def _describe_own(raw: dict[str, Any]) -> None:
+    """Describe the columns that a history has beside the source's, unless its YAML does."""
+    for name, text in versions.ABOUT.items():
+        column = raw["columns"].setdefault(name, {"name": name, "meta": {}, "tags": []})
+        column["description"] = column.get("description") or text
+
+
 def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
     """Return a source like dbt's own; a column's description is that of raw, else its comment."""
     definition = origin.definition
@@ -113,6 +122,8 @@ def _node(raw: dict[str, Any], name: str, origin: Origin) -> dict[str, Any]:
     how = f"in the order of {order}" if order else "by the transactions of its rows"
     if definition.source.rows:
         how = f"from the last `{order}` on" if order else "as a whole"
+    if definition.source.read == "changes":
+        how = "by its changes"
     reading = (
         f"`exporter load {definition.key}` reads it {how}, and lands it in"
         f" `{definition.destination}`."

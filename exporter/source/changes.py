@@ -1,59 +1,28 @@
 """Changes of a slot, folded by key into chunks that end at commits.
 
-Of several changes of a row within a chunk the last one counts. A chunk is bounded in memory: a
+Of several changes of a row within a chunk the last one counts, but for a table that keeps its
+versions. A chunk is bounded in memory: a
 source transaction that is larger comes in several, of which only the last one has a position.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
 from exporter.errors import SourceError
 from exporter.source import pgoutput
+from exporter.source.member import Member
 from exporter.source.pgoutput import NULL, Fields, Relation
+from exporter.source.versions import Commit, VersionLayout, Versions
 
 CHUNK = 4 * 1024 * 1024  # bytes; one lands, one waits, one is gathered
 _STEP = 64 * 1024 * 1024  # bytes of WAL after which a position is worth to be stored, without rows
 # A staged row is new to raw; raw has it; raw has the rest of it; raw may have the rest; it is gone.
 NEW, CHANGED, PATCH, PRESENT, REMOVE = b"nupid"
 _OP = 6  # the place of it in a staged row
-
-
-class Snapshot(NamedTuple):
-    """What was visible when a table was copied, as ``pg_current_snapshot()`` tells it."""
-
-    xmin: int
-    xmax: int
-    running: frozenset[int]
-
-    @classmethod
-    def of_text(cls, text: str) -> Snapshot:
-        """Return the snapshot that PostgreSQL spells so."""
-        xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(map(int, filter(None, running.split(",")))))
-
-    def shows(self, xid: int) -> bool:
-        """Tell whether a top-level transaction, of which 32 bits are known, is visible."""
-        whole = self.xmax + (xid - self.xmax + 2**31) % 2**32 - 2**31
-        return whole < self.xmax and whole not in self.running
-
-
-class Member(NamedTuple):
-    """A table whose changes land. ``columns`` are raw's; None stands for one the source lost.
-
-    ``known`` are all columns that the source has now. Changes that the ``snapshot`` shows are in
-    raw already.
-    """
-
-    key: str
-    oid: int
-    columns: tuple[str | None, ...]
-    keys: tuple[str, ...]
-    known: frozenset[str]
-    snapshot: Snapshot | None = None
 
 
 class Grown(Exception):  # noqa: N818  no error: the load looks at the table again
@@ -87,7 +56,7 @@ class Chunk(NamedTuple):
     ``commit`` is the last one so far, as ``pgoutput.commit_of`` tells it.
     """
 
-    changes: dict[str, Changes]
+    changes: dict[str, Changes | Versions]
     position: int | None
     last: bool
     commit: bytes | None
@@ -118,6 +87,10 @@ class _Layout:
         self.changed = self._whole(CHANGED)
         # where the key's columns are in a staged row
         self._staged_keys = {member.columns.index(name): at[name] for name in member.keys}
+
+    def gathered(self) -> Changes:
+        """Return what the table's changes are gathered in."""
+        return Changes()
 
     def key(self, fields: Fields) -> bytes:
         """Return what tells the row apart."""
@@ -187,13 +160,13 @@ class Gatherer:
     ) -> None:
         """``gone`` are columns, by the table's key, that the changes may have and no table has."""
         self._gone = gone
-        self._members: Mapping[int, Member] = {member.oid: member for member in members}
+        self._members = members  # several may be of one table
         self._end = end
         self._stored = begin
-        self._layouts: dict[int, _Layout | None] = {}
-        self._changes: dict[str, Changes] = {}
+        self._layouts: dict[int, list[_Layout | VersionLayout]] = {}
+        self._changes: dict[str, Changes | Versions] = {}
         self._size = 0
-        self._xid = 0
+        self._transaction: Commit
         self._commit: bytes | None = None
 
     def chunks(self, messages: Iterator[bytes | int]) -> Iterator[Chunk]:
@@ -213,7 +186,7 @@ class Gatherer:
                 continue
             kind = message[0]
             if kind == pgoutput.BEGIN:
-                self._xid, within = pgoutput.begun(message), True
+                self._transaction, within = Commit(message), True
             elif kind == pgoutput.COMMIT:
                 within, position = False, max(position, pgoutput.committed(message))
                 self._commit = pgoutput.commit_of(message)
@@ -235,42 +208,46 @@ class Gatherer:
     def _take(self, kind: int, message: bytes) -> None:
         if kind == pgoutput.RELATION:
             found = pgoutput.relation(message)
-            member = self._members.get(found.oid)
-            if member:
-                names = frozenset((member.key, name) for name in {*found.columns} - member.known)
-                if names - self._gone:
-                    raise Grown(names)
-            self._layouts[found.oid] = _Layout(member, found) if member else None
+            self._layouts[found.oid] = [
+                self._layout(member, found) for member in self._members if member.oid == found.oid
+            ]
         elif kind == pgoutput.TRUNCATE:
             for oid in pgoutput.truncated(message):
-                layout = self._layouts.get(oid)
-                if layout and not self._copied(layout):
-                    self._empty(layout)
+                for layout in self._layouts.get(oid, ()):
+                    self._land(layout, kind, message)
         elif kind in (pgoutput.INSERT, pgoutput.UPDATE, pgoutput.DELETE):
-            layout = self._layouts[pgoutput.oid_of(message)]
-            if layout and not self._copied(layout):
-                changes = self._of(layout)
-                self._size += len(message) + 100  # Python's own
-                if kind == pgoutput.INSERT:
-                    self._insert(layout, changes, pgoutput.inserted(message))
-                elif kind == pgoutput.UPDATE:
-                    self._update(layout, changes, *pgoutput.updated(message))
-                else:
-                    old = pgoutput.deleted(message)
-                    changes.rows[layout.key(old)] = layout.removal(old)
+            for layout in self._layouts[pgoutput.oid_of(message)]:
+                self._land(layout, kind, message)
 
-    def _copied(self, layout: _Layout) -> bool:
-        return layout.snapshot is not None and layout.snapshot.shows(self._xid)
+    def _layout(self, member: Member, found: Relation) -> _Layout | VersionLayout:
+        names = frozenset((member.key, name) for name in {*found.columns} - member.known)
+        if names - self._gone:
+            raise Grown(names)
+        return _Layout(member, found) if member.near is None else VersionLayout(member, found)
 
-    def _of(self, layout: _Layout) -> Changes:
-        found = self._changes.get(layout.member.key)
-        if found is None:
-            found = self._changes[layout.member.key] = Changes()
-        return found
-
-    def _empty(self, layout: _Layout) -> None:
-        self._changes[layout.member.key] = Changes()
-        self._changes[layout.member.key].emptied = True
+    def _land(self, layout: _Layout | VersionLayout, kind: int, message: bytes) -> None:
+        if layout.snapshot is not None and layout.snapshot.shows(self._transaction.xid):
+            return
+        changes = self._changes.get(layout.member.key)
+        if changes is None:
+            changes = self._changes[layout.member.key] = layout.gathered()
+        self._size += len(message) + 100  # Python's own
+        if isinstance(layout, VersionLayout):
+            assert isinstance(changes, Versions)
+            self._size += 100
+            layout.take(changes, kind, message, self._transaction)
+            return
+        assert isinstance(changes, Changes)
+        if kind == pgoutput.INSERT:
+            self._insert(layout, changes, pgoutput.inserted(message))
+        elif kind == pgoutput.UPDATE:
+            self._update(layout, changes, *pgoutput.updated(message))
+        elif kind == pgoutput.DELETE:
+            old = pgoutput.deleted(message)
+            changes.rows[layout.key(old)] = layout.removal(old)
+        else:
+            self._changes[layout.member.key] = emptied = Changes()
+            emptied.emptied = True
 
     def _insert(self, layout: _Layout, changes: Changes, row: Fields) -> None:
         key, chosen, rows = layout.key(row), layout.chosen(row), changes.rows

@@ -10,15 +10,17 @@ from exporter.errors import SourceError, UsageError
 from exporter.source import slots
 from exporter.source.blocks import select
 from exporter.source.catalog import Column, Table
-from exporter.source.changes import Member, Snapshot
+from exporter.source.landed import position_of
+from exporter.source.member import Member, Snapshot
 from exporter.source.reader import Lands, Plan, Target, Wanted
 from exporter.source.scan import ScanReader
 from exporter.source.snapshot import TRUE
-from exporter.state import Binding, Copied, Judgement, Position, State, Worth, judge
+from exporter.source.versions import OWN, own_columns
+from exporter.state import Binding, Copied, Judgement, Position, Reading, State, Worth, judge
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.wire import Connection
-from exporter.wire.replication import lsn_number
+from exporter.wire.replication import lsn_number, lsn_text
 
 
 class CopyReader(ScanReader):
@@ -27,6 +29,9 @@ class CopyReader(ScanReader):
     The position that it leaves names the slot, and the snapshot: what is in it is not applied
     again. A copy is made anew where the table was written anew, or got or lost a partition: that
     sends no changes.
+
+    A history gets of a copy what differs from its newest versions. A copy that does not end is not
+    gone on with: all of its rows are of one moment.
     """
 
     way = "changes"
@@ -37,6 +42,7 @@ class CopyReader(ScanReader):
         """``slot``: the one that is going to be read, where that is not the one remembered."""
         super().__init__(source, definition)
         self._slot, self._foreseen = slot, slot is not None
+        self._history = definition.destination.is_history
 
     @contextlib.contextmanager
     def opened(self, stored: State, destination: Connection | None) -> Iterator[Table]:
@@ -48,7 +54,17 @@ class CopyReader(ScanReader):
             row = self._source.execute("select pg_current_snapshot()::text").fetchone()
             assert row is not None
             self._seen = str(row[0])
-            yield table
+            if self._history:
+                self.table = table._replace(computed=self._own())
+            yield self.table
+
+    def reading(self) -> Reading:
+        """See ``Reader``."""
+        reading = super().reading()
+        if not self._history:
+            return reading
+        columns = {name: how for name, how in reading.columns.items() if name not in OWN}
+        return reading._replace(columns=columns)
 
     def doubt(self, stored: State) -> Judgement:
         """See ``Reader``."""
@@ -58,8 +74,11 @@ class CopyReader(ScanReader):
     def why_copy(self, stored: State, now: Binding, *, empty: bool) -> str:
         """Return why the table has to be copied before its changes are applied; "" if it has not.
 
-        ``now`` is what a position would be bound to.
+        ``now`` is what a position would be bound to. Raises SourceError for a history of other
+        keys.
         """
+        if self._history and not empty:
+            self._refuse_other_keys(stored)
         if stored.slot is None or stored.slot.until is None or stored.binding is None:
             return "its rows are copied, then its changes follow"
         before = of_slot(stored).binding or stored.binding
@@ -74,7 +93,10 @@ class CopyReader(ScanReader):
             return ""
         if self._slot is None or slot.name != self._slot.name:
             return f"the slot {slot.name} is gone: everything is read once, and compared with raw"
-        if self._is_another(slot.files):
+        return self._why_files(slot)
+
+    def _why_files(self, slot: Copied) -> str:
+        if self._is_another(slot):
             name = f"{self._declared.schema}.{self._declared.table}"
             return (
                 f"{name} was written anew, or has other partitions, which sends no changes:"
@@ -116,7 +138,7 @@ class CopyReader(ScanReader):
                 hint=f"exporter load {self._key} makes it",
             )
         same = not empty and self._goes_on(stored)
-        fresh = Copied(self._slot.name, self._seen, None, self._files())
+        fresh = Copied(self._slot.name, self._seen, None, self.files())
         if same and stored.slot:
             fresh = stored.slot._replace(resumed=True)
         self._moment = self._moment._replace(slot=fresh)
@@ -137,9 +159,10 @@ class CopyReader(ScanReader):
 
     def _goes_on(self, stored: State) -> bool:
         """Whether an unfinished copy of this very table has the slot of now behind it."""
-        slot, files = stored.slot, self._files()
+        slot, files = stored.slot, self.files()
         return (
             stored.is_first
+            and not self._history
             and slot is not None
             and self._slot is not None
             and (slot.name, slot.files) == (self._slot.name, files)
@@ -151,11 +174,22 @@ class CopyReader(ScanReader):
             return False
         return super()._is_first(stored, target, wanted, empty=empty)
 
-    def followed(self, stored: State, lsn: str, *, rows: bool) -> State:
+    def can_follow(self, stored: State, why_copy: str) -> bool:
+        """Whether what is to be copied again gets its changes before that, so that none is missed.
+
+        The versions that a history has not got yet are in them, and not in the copy.
+        """
+        slot = stored.slot
+        if not self._history or slot is None or self._slot is None or slot.name != self._slot.name:
+            return False
+        return why_copy != "" and why_copy == self._why_files(slot)
+
+    def followed(self, stored: State, lsn: str, *, rows: bool, is_to_copy: bool = False) -> State:
         """Return the position when all changes before this one in the WAL have landed."""
         assert stored.slot is not None
         slot, until = stored.slot, stored.slot.until or "0/0"
-        slot = slot._replace(files=self._files())
+        if not is_to_copy:
+            slot = slot._replace(files=self.files())
         if lsn_number(lsn) >= lsn_number(until):  # no change can be in the copy any more
             slot = slot._replace(snapshot=None)
         cursor = Position(lsn) if rows else None
@@ -166,15 +200,20 @@ class CopyReader(ScanReader):
         assert stored.slot is not None  # else it would be copied first
         keys = self._definition.destination.conflict_columns
         names = [None if one.expression == "null" else one.name for one in columns]
+        known = frozenset(column.name for column in self.table.columns)
         text = stored.slot.snapshot
-        return Member(
-            self._key,
-            self.table.oid,
-            tuple(names),
-            keys,
-            frozenset(column.name for column in self.table.columns),
-            Snapshot.of_text(text) if text else None,
-        )
+        snapshot = Snapshot.of_text(text) if text else None
+        if not self._history:
+            return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot)
+        # What the source has lost meanwhile, earlier changes still have.
+        names = [one.name for one in columns if one.name not in OWN]
+        known |= frozenset(filter(None, names))
+        near = self.found.next_xid
+        return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot, near)
+
+    def files(self) -> dict[str, str]:
+        """Return the files of its heaps: a table that is written anew has others."""
+        return {str(heap.oid): heap.file for heap in self.table.heaps}
 
     def adopted(self, stored: State) -> State:
         """See ``Reader``. A slot is not moved: the table is copied again."""
@@ -193,15 +232,41 @@ class CopyReader(ScanReader):
     def _reached(self, last: bytes) -> State:
         return self._current
 
-    def _is_another(self, before: dict[str, str]) -> bool:
+    def _is_another(self, slot: Copied) -> bool:
         """Whether a heap was written anew, is gone, or has come with rows."""
-        now = self._files()
-        if any(now.get(oid) != file for oid, file in before.items()):
+        now, before = self.files(), slot.files
+        changed = [oid for oid, file in before.items() if now.get(oid) != file]
+        if changed and not self._were_emptied(changed, slot.emptied_by):
             return True
         return any(self._any_in(heap) for heap in self.table.heaps if str(heap.oid) not in before)
 
-    def _files(self) -> dict[str, str]:
-        return {str(heap.oid): heap.file for heap in self.table.heaps}
+    def _were_emptied(self, heaps: Sequence[str], emptied_by: int | None) -> bool:
+        """Whether these have the files that a TRUNCATE gave them, which has landed."""
+        if emptied_by is None:
+            return False
+        row = self._source.execute(
+            "select count(*) from pg_class where oid = any(%s::oid[]) and xmin::text = %s",
+            ([*heaps], str(emptied_by % 2**32)),
+        ).fetchone()
+        return row == (len(heaps),)
+
+    def _own(self) -> tuple[Column, ...]:
+        """Return a history's own columns: its copy stands just before what the slot sends next."""
+        slot = self._slot or Slot("")
+        place = position_of(slot.last_commit) or lsn_number(slot.lsn or "0/1")
+        return own_columns(lsn_text(place - 1), self.horizon.clock)
+
+    def _refuse_other_keys(self, stored: State) -> None:
+        before = stored.binding.reading.keys if stored.binding else ()
+        now = self._definition.destination.conflict_columns
+        if before and before != now:
+            raw = self._definition.destination
+            raise SourceError(
+                f"{self._declared.where}: the versions in {raw} are those of"
+                f" {', '.join(before)}, and conflict_columns is {', '.join(now)}",
+                hint=f"alter table {raw} rename to …: then exporter load {self._key} begins a new"
+                " history",
+            )
 
 
 def of_slot(stored: State) -> State:

@@ -15,7 +15,7 @@ Fields = list[bytes | None]  # None: a value that is stored apart, and has not c
 
 _NEW, _OLD, _TEXT, _NULL = b"NOtn"
 _length = Struct(">I").unpack_from
-_begin = Struct(">QQI").unpack_from
+_begin = Struct(">QqI").unpack_from
 _commit = Struct(">BQQ").unpack_from
 _OF_COLUMN = 8  # bytes: the type and its modifier
 
@@ -30,9 +30,10 @@ class Relation(NamedTuple):
     columns: tuple[str, ...]
 
 
-def begun(message: bytes) -> int:
-    """Return the transaction's id, the lower 32 bits of it."""
-    return int(_begin(message, 1)[2])
+def begins(message: bytes) -> tuple[int, int, int]:
+    """Return the commit's place in the WAL, its time in µs since 2000, 32 bits of the id."""
+    lsn, at, xid = _begin(message, 1)
+    return int(lsn), int(at), int(xid)
 
 
 def committed(message: bytes) -> int:

@@ -122,6 +122,7 @@ class Copied(NamedTuple):
     ``until``: the position behind which the copy is as if it had never been; None while the copy
     goes on. ``files`` are those of its heaps: a table that is written anew sends no changes.
     ``resumed``: some rows are of a later snapshot.
+    ``emptied_by`` is the transaction of the last TRUNCATE that a history has got.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Copied(NamedTuple):
     until: str | None
     files: dict[str, str]
     resumed: bool = False
+    emptied_by: int | None = None
 
 
 class State(NamedTuple):

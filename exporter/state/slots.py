@@ -188,8 +188,10 @@ def moved(destination: Connection, slot: Slot, fork: int) -> None:
     """
     with destination.transaction():
         destination.execute(
-            sql.SQL("update {} set timeline = %s where slot = %s").format(SLOTS),
-            (slot.timeline, slot.name),
+            sql.SQL(
+                "update {} set timeline = %s, lsn = least(lsn, %s::pg_lsn) where slot = %s"
+            ).format(SLOTS),
+            (slot.timeline, lsn_text(fork), slot.name),
         )
         destination.execute(
             sql.SQL(

@@ -99,7 +99,7 @@ def advice(definition: Definition, verdict: Verdict) -> str:
             f"{gone:,} rows are gone at the source, and stay while exporter.deletes is ignore;"
             f" set it to mark or remove ({definition.where}), then {command}"
         )
-    if target.mode == "append":
+    if target.mode != "upsert":
         command = f"exporter load {definition.key} --full-refresh"
     return f"raw is not what the source is: {command} makes it so"
 

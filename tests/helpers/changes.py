@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg
+
 from tests.conftest import Workplace, compare
+from tests.helpers.processes import until
 
 
 def define(place: Workplace, *tables: str, **more: str) -> None:
@@ -59,3 +62,19 @@ def slots(place: Workplace) -> list[tuple[Any, ...]]:
         "select slot_name from pg_replication_slots where database = current_database()"
         " union all select pubname from pg_publication",
     )
+
+
+def start_receiver(place: Workplace, name: str) -> psycopg.pq.PGconn:
+    """Read a slot as somebody else would."""
+    receiver = psycopg.pq.PGconn.connect(f"{place.core}&replication=database".encode())
+    options = f"(proto_version '1', publication_names '{name}')"
+    receiver.send_query(f"START_REPLICATION SLOT {name} LOGICAL 0/0 {options}".encode())
+    until(
+        lambda: (
+            place.query(
+                place.core, f"select active from pg_replication_slots where slot_name = '{name}'"
+            )
+            == [(True,)]
+        )
+    )
+    return receiver

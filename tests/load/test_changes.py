@@ -10,7 +10,7 @@ import pytest
 
 from exporter.demo.embedded import running_server
 from tests.conftest import Workplace, as_role, empty_project
-from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.changes import define, refused, results, same, slots, start_receiver
 from tests.helpers.processes import start_load, until
 
 THING = """
@@ -274,7 +274,7 @@ def test_raw_that_was_written_to(thing: Workplace) -> None:
         ("conflict_columns: [a]", "select", "replica identity of public.thing does not have a"),
         ("", "alter table thing add double int generated always as (id * 2) stored", "computes"),
         ("", "alter table thing set unlogged", "is unlogged"),
-        ("mode: append", "select", "must be upsert with read: changes"),
+        ("mode: append", "select", "must be upsert or history with read: changes"),
         ("deletes: ignore", "select", "must be remove or mark"),
     ],
 )
@@ -401,22 +401,6 @@ def test_a_slot_in_use_is_named(thing: Workplace) -> None:
         subscriber.finish()
     results(thing)
     same(thing, "thing")
-
-
-def start_receiver(place: Workplace, name: str) -> psycopg.pq.PGconn:
-    """Read a slot as somebody else would."""
-    receiver = psycopg.pq.PGconn.connect(f"{place.core}&replication=database".encode())
-    options = f"(proto_version '1', publication_names '{name}')"
-    receiver.send_query(f"START_REPLICATION SLOT {name} LOGICAL 0/0 {options}".encode())
-    until(
-        lambda: (
-            place.query(
-                place.core, f"select active from pg_replication_slots where slot_name = '{name}'"
-            )
-            == [(True,)]
-        )
-    )
-    return receiver
 
 
 @pytest.fixture

@@ -144,7 +144,9 @@ def command(
             max_connections=max_connections,
             scheduler=scheduler,
         )
-        followed = _followed(slotted, call.console, load, results_of) if slotted.definitions else ()
+        followed = (
+            _followed(slotted, call.console, load, results_of, limit) if slotted.definitions else ()
+        )
         others = results_of(chosen, load_one)
         for results in (followed, others):
             if any(isinstance(one.error, StoppedError) for one in run.results):
@@ -204,6 +206,7 @@ def _slotted(
         )
     everything = call.definitions(())
     group = [one for one in everything if one.source.read == "changes"]
+    _refuse_twice(group)
     refresh = frozenset(one.key for one in named) if wanted.full_refresh else frozenset()
     others = [one.key for one in group if one not in named]
     if others:
@@ -211,17 +214,34 @@ def _slotted(
     return _Slotted(group, refresh)
 
 
+def _refuse_twice(group: list[Definition]) -> None:
+    """Raise UsageError where two definitions read the changes of one table."""
+    seen: dict[tuple[str, str], Definition] = {}
+    for one in group:
+        table = (one.source.schema, one.source.table)
+        other = seen.setdefault(table, one)
+        if other is not one:
+            raise UsageError(
+                f"{one.where}: {other.key} and {one.key} both read the changes of"
+                f" {'.'.join(table)}, which a slot sends once",
+                hint="exporter.source.read: scan for one of them",
+            )
+
+
 def _followed(
     slotted: _Slotted,
     console: Console,
     load: Callable[..., Result],
     results_of: Callable[..., Iterator[Result]],
+    limit: float,
 ) -> Iterator[Result]:
+    from exporter.load import MOST_DELETES
     from exporter.load.slot import follow
-    from exporter.source import NEW, Wanted
+    from exporter.source import Wanted
 
     def copy(definitions: list[Definition], refresh: bool) -> Iterator[Result]:
-        wanted = Wanted(full_refresh=True) if refresh else NEW
+        # One that nobody has asked for is bounded, too: the source may be empty by accident.
+        wanted = Wanted(refresh, max_deletes=limit if refresh else MOST_DELETES)
         return results_of(definitions, functools.partial(load, wanted=wanted))
 
     yield from follow(slotted.definitions, console, copy, refresh=slotted.refresh)

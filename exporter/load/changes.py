@@ -74,8 +74,6 @@ class Landing:
         changed: set[str] = set()
         try:
             with destination.transaction():
-                # What the source forgets must not be lost with a crash here.
-                destination.execute("set local synchronous_commit = on")
                 while True:
                     self._apply(chunk, stamp, changed)
                     if chunk.position is not None:

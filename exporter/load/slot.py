@@ -15,7 +15,7 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition
-from exporter.errors import DatabaseError, ExporterError, StoppedError
+from exporter.errors import DatabaseError, ExporterError, SourceError, StoppedError
 from exporter.load import worth
 from exporter.load.changes import Landing, SlotTable
 from exporter.load.transfer import Attempt
@@ -39,6 +39,7 @@ from exporter.wire import (
 )
 from exporter.wire.replication import lsn_number
 
+_COPIES = 3  # of a table that somebody writes anew while tables are copied
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
 
@@ -128,6 +129,8 @@ class _Load:
 
     def _run(self) -> None:
         destination, source = self._destination, self._source
+        # What the source forgets, and whose the slot there is, must not be lost with a crash here.
+        destination.execute("set synchronous_commit = on")
         state.create_tables(destination)
         remembered.create_table(destination)
         slots.refuse_unfit(source)
@@ -135,16 +138,24 @@ class _Load:
         remembered.lock(destination, server.database)
         slot = self._slot(server)
         tables = [self._look(one) for one in self._definitions]  # before anything is made
+        slots.refuse_nested(source, [table.reader.table.oid for table in tables])
+        if slot is None:
+            connect(source.variable, replication=True).close()  # raises where it could not be read
         slot, added = self._published(slot, server)
         if slot.lsn is None:
             slot = self._made(slot, server)
         if added:
             tables = [self._look(one) for one in self._definitions]
-        copied = [table for table in tables if self._is_to_copy(table)]
-        if copied:
-            followed = self._copied(copied)
+        for _ in range(_COPIES):
+            copied = [table for table in tables if self._is_to_copy(table)]
+            if not copied:
+                break
             tables = [table for table in tables if table not in copied]
-            tables += [self._look(one) for one in followed]
+            # One that is written anew after its copy has to be copied again.
+            tables += [self._look(one) for one in self._copied(copied)]
+        for table in tables:
+            if table.why_copy:
+                raise SourceError(f"{table.definition.key}: {table.why_copy}; now again")
         self._stream(slot, tables)
 
     def _slot(self, server: Server) -> Slot | None:
@@ -153,6 +164,13 @@ class _Load:
         if known is None:
             return None
         found = next(iter(slots.find(self._source, known.name)), None)
+        ours = (slots.PLUGIN, self._source.info.dbname)
+        if found and (found.plugin, found.database) != ours:
+            raise SourceError(
+                f"the slot {known.name} is another one than we made: its plugin is"
+                f" {found.plugin or 'none'}, its database {found.database or 'none'}",
+                hint=f"select pg_drop_replication_slot('{known.name}'), if nobody needs it",
+            )
         if known.lsn is None:  # a load was killed while it made the slot
             why = ""
         elif known.timeline != server.timeline:
@@ -163,6 +181,8 @@ class _Load:
             why = "is not at the source any more"
         elif found.lost:
             why = "is lost: the source has removed WAL that it held back (max_slot_wal_keep_size)"
+        elif slots.publication(self._source, known.name) is None:  # it cannot be read without
+            why = "has lost its publication"
         elif found.confirmed and lsn_number(found.confirmed) > lsn_number(known.lsn):
             why = "was read further by somebody else, or the destination is an older one"
         else:
@@ -194,6 +214,7 @@ class _Load:
             if definition.key not in self._refresh:
                 worth.refuse_elsewhere(attempt, stored, reader)
             raw = raw_table.prepare(destination, found.destination, table, say)
+            reader.refuse_unkeyed(raw)
             oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
             binding = Binding(reader.found, oid, reader.reading())
             why = reader.why_copy(stored, binding, empty=empty)
@@ -208,14 +229,11 @@ class _Load:
         if slot is None:
             slot = Slot(slots.new_name(destination), timeline=server.timeline)
             remembered.remember(destination, slot, server.cluster, server.database)
-        names = [str(one.destination) for one in self._definitions]
         now = slots.publication(self._source, slot.name)
         unsent = slots.unsent(now, sources)
-        # Before they are sent: what was not, they have missed.
-        remembered.leave(destination, slot.name, names)
-        for one in self._definitions:
-            if one.source in unsent:
-                remembered.leave_one(destination, one.destination)
+        remembered.leave(
+            destination, slot.name, [str(one.destination) for one in self._definitions]
+        )
         slots.publish(self._source, slot.name, now, sources, self.say)
         return slot, bool(unsent)
 
@@ -244,12 +262,12 @@ class _Load:
         """Copy these tables; return those that have their copy."""
         slots.await_writers(self._source, self.say)
         for table in tables:
-            target = table.definition.destination
-            # A copy that fails leaves a table that has missed changes.
-            remembered.leave_one(self._destination, target)
-            state.unlock(self._destination, target)
+            missed = table.reader.why_missed(table.stored)
+            if missed:
+                self._console.say(missed, "warning", key=table.definition.key)
+            state.unlock(self._destination, table.definition.destination)
         originals = {one.key: one for one in self._definitions}
-        done = []
+        done = set()
         for refresh in (True, False):
             chosen = [
                 originals[table.definition.key]
@@ -261,14 +279,23 @@ class _Load:
                 if isinstance(result.error, StoppedError):
                     raise result.error
                 if result.error is None:
-                    done.append(originals[result.key])
-        return done
+                    done.add(result.key)
+        for table in tables:
+            if table.definition.key in done:
+                continue
+            if not table.why_copy:  # a refresh that was refused: the table is as it was before
+                done.add(table.definition.key)
+            else:  # what the others get now, it misses
+                remembered.leave_one(self._destination, table.definition.destination)
+        return [one for key, one in originals.items() if key in done]
 
     def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""
         assert slot.lsn is not None
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
-        landing = Landing(self._destination, slot, tables, self.results, trusting=self._trusting)
+        # A copy that was refused has its result already.
+        results = {key: Result(key) if one.error else one for key, one in self.results.items()}
+        landing = Landing(self._destination, slot, tables, results, trusting=self._trusting)
         gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
         session = connect(self._source.variable, replication=True)
         with contextlib.closing(session):

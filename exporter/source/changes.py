@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from exporter.errors import SourceError
 from exporter.source import pgoutput
@@ -94,16 +94,12 @@ class _Layout:
 
     def __init__(self, member: Member, relation: Relation) -> None:
         at = {name: place for place, name in enumerate(relation.columns)}
-        missing = [name for name in member.keys if name not in at]
-        if missing:
-            raise SourceError(
-                f"{member.key}: the changes lack {', '.join(missing)}, a column of the key",
-                hint=f"exporter load {member.key} --full-refresh",
-            )
+        told = relation.told or at.keys()  # a table without an identity has but new rows
+        self.unkeyed = [name for name in member.keys if name not in at or name not in told]
         self.member = member
         self.oid = member.oid
         self.snapshot = member.snapshot
-        self.key_places = [at[name] for name in member.keys]
+        self.key_places = [at.get(name, -1) for name in member.keys]
         self.places = [None if name is None else at.get(name, -1) for name in member.columns]
         self.lacks = -1 in self.places  # columns that are newer than these changes
         self.plain = self.places == list(range(len(relation.columns)))
@@ -113,7 +109,15 @@ class _Layout:
         self.new = self._whole(NEW)
         self.changed = self._whole(CHANGED)
         # where the key's columns are in a staged row
-        self._staged_keys = {member.columns.index(name): at[name] for name in member.keys}
+        self._staged_keys = {member.columns.index(name): at.get(name, -1) for name in member.keys}
+
+    def refuse(self, names: Sequence[str]) -> NoReturn:
+        """Raise SourceError: which rows the changes are of cannot be told."""
+        raise SourceError(
+            f"{self.member.key}: the changes lack {', '.join(names)}, a column of the key: the"
+            " replica identity, or the column, was another one when they were made",
+            hint=f"exporter load {self.member.key} --full-refresh",
+        )
 
     def key(self, fields: Fields) -> bytes:
         """Return what tells the row apart."""
@@ -145,7 +149,10 @@ class _Layout:
         """Return the row that removes this one."""
         row = [NULL] * len(self.places)
         for staged, place in self._staged_keys.items():
-            row[staged] = fields[place] or NULL
+            value = fields[place]
+            if value is None or value == NULL:
+                self.refuse(self.member.keys)
+            row[staged] = value
         return self._whole(REMOVE) + b"".join(row)
 
     def parsed(self, row: bytes) -> tuple[int, Fields, bytes]:
@@ -243,6 +250,8 @@ class Gatherer:
         elif kind in (pgoutput.INSERT, pgoutput.UPDATE, pgoutput.DELETE):
             layout = self._layouts[pgoutput.oid_of(message)]
             if layout and not self._copied(layout):
+                if layout.unkeyed:
+                    layout.refuse(layout.unkeyed)
                 changes = self._of(layout)
                 self._size += len(message) + 100  # Python's own
                 if kind == pgoutput.INSERT:

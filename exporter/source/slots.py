@@ -19,7 +19,7 @@ from exporter.wire.replication import lsn_number
 PREFIX = "exporter_"
 _WAIT = 60.0  # seconds for transactions that were running to end
 _TELL = 3.0  # seconds after which a person is told whom we wait for
-_PLUGIN = "pgoutput"
+PLUGIN = "pgoutput"
 _DISK = 10.0  # seconds that the WAL may take to get there
 _PAGE, _HEADERS = 8192, (24, 40)  # bytes of the WAL's pages, and of what each begins with
 _COMMA = sql.SQL(", ")
@@ -98,7 +98,7 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
     failover = ", failover => true" if source.info.server_version >= 170000 else ""
     statement = sql.SQL(
         "select lsn::text from pg_create_logical_replication_slot({}, {}{})"
-    ).format(sql.Literal(name), sql.Literal(_PLUGIN), sql.SQL(failover))
+    ).format(sql.Literal(name), sql.Literal(PLUGIN), sql.SQL(failover))
     until = time.monotonic() + _WAIT
     wait = _TELL
     try:
@@ -188,6 +188,34 @@ def unsent(now: Publication | None, tables: Iterable[SourceTable]) -> list[Sourc
     if now.all_tables:
         return []
     return [one for one in tables if not now.present.get((one.schema, one.table))]
+
+
+def sent(source: Connection, name: str, table: int) -> str | None:
+    """Return what of the publication sends a table: another one when it was altered meanwhile."""
+    row = source.execute(
+        "select concat_ws('/', p.oid, p.xmin, r.oid) from pg_publication p"
+        " left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = %s"
+        " where p.pubname = %s",
+        (table, name),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def refuse_nested(source: Connection, tables: Sequence[int]) -> None:
+    """Raise SourceError for a partition beside a table that it belongs to.
+
+    A publication sends its changes once, as those of the table.
+    """
+    row = source.execute(
+        "select t::oid::regclass::text, a::text from unnest(%(tables)s::oid[]) t,"
+        " pg_partition_ancestors(t) a where a::oid = any(%(tables)s::oid[]) and a::oid <> t",
+        {"tables": list(tables)},
+    ).fetchone()
+    if row:
+        raise SourceError(
+            f"{row[0]} is a partition of {row[1]}: a slot sends its changes as those of {row[1]}",
+            hint="read one of the two by its changes, the other one by scan",
+        )
 
 
 def publish(

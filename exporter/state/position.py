@@ -121,12 +121,14 @@ class Copied(NamedTuple):
 
     ``until``: the position behind which the copy is as if it had never been; None while the copy
     goes on. ``files`` are those of its heaps: a table that is written anew sends no changes.
+    ``sent`` is what of the publication sends the table: altered meanwhile, it has missed some.
     """
 
     name: str
     snapshot: str | None
     until: str | None
     files: dict[str, str]
+    sent: str | None = None
 
 
 class State(NamedTuple):

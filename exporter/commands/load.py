@@ -204,7 +204,7 @@ def _slotted(
             " changes",
             hint=f"exporter load {named[0].key}",
         )
-    everything = call.definitions(())
+    everything = with_batch_size(call.definitions(()))
     group = [one for one in everything if one.source.read == "changes"]
     _refuse_twice(group)
     refresh = frozenset(one.key for one in named) if wanted.full_refresh else frozenset()

@@ -306,5 +306,12 @@ class _Load:
                 for chunk in chunks:
                     stream.confirm(landing.land(chunk, chunks))
                     del chunk
+            except psycopg.errors.UndefinedObject as error:  # as of these changes, by their order
+                raise SourceError(
+                    f"the slot's changes cannot be read: {first_line(error)}, or did not when they"
+                    " were made",
+                    hint=f"exporter slots drop {slot.name}; exporter load makes a new one, and"
+                    " copies",
+                ) from None
             finally:
                 following.stop(session)

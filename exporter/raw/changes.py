@@ -11,6 +11,7 @@ from psycopg import sql
 from exporter.errors import DriftError, RowError
 from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
+from exporter.raw.refused import find_refused
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source.changes import CHANGED, NEW, REMOVE, Changes
 from exporter.wire import Block, Connection, find_operators, pour
@@ -76,7 +77,7 @@ class ChangesStaging:
             self._name, _COMMA.join(names)
         )
         _, landed.size = pour(destination, copy, _blocks(changes))
-        destination.execute(BY_INDEX)
+        destination.execute(f"{BY_INDEX}; savepoint staged")
         count = changes.count()
         try:
             if changes.patches:
@@ -88,14 +89,26 @@ class ChangesStaging:
             else:
                 landed.written = self._execute(statements.changed, stamp, NEW, CHANGED)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
+            destination.execute("rollback to staged")
+            row = find_refused(
+                destination, self._name, self._key_text, lambda: self._try(stamp, settling=settling)
+            )
             column = f", column {error.diag.column_name}" if error.diag.column_name else ""
             raise RowError(
-                f"{self._raw.target.key}: a change{column} is refused: {_message(error)}",
-                hint="correct the table at the destination, then run exporter load again: it goes"
-                " on before these changes",
+                f"{self._raw.target.key}: the change of row {row}{column} is refused:"
+                f" {_message(error)}",
+                hint=f"correct {self._raw.target} at the destination, then run exporter load"
+                f" {self._raw.target.key} again: it goes on before this change",
             ) from None
+        destination.execute("release staged")
         landed.read = len(changes.rows) - count[REMOVE]
         return landed
+
+    def _try(self, stamp: str, *, settling: bool) -> None:
+        """Land what is staged, to see whether it is refused."""
+        self._complete(settling=settling)
+        self._destination.execute(self._removed(stamp))
+        self._execute(statements.changed, stamp, NEW, CHANGED)
 
     def _land_apart(self, count: Counter[int], stamp: str) -> int:
         """Update the rows that raw has, insert the others; return how many were written."""
@@ -144,6 +157,15 @@ class ChangesStaging:
             sql.SQL("{}.{} = {}").format(sql.SQL(row), sql.Identifier(name), self._typed(place))
             for name, place in self._keys
         )
+
+    @property
+    def _key_text(self) -> sql.Composable:
+        """A staged row's key, for people."""
+        key = _COMMA.join(
+            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
+            for name, place in self._keys
+        )
+        return sql.SQL("concat_ws(', ', {})").format(key)
 
     def _emptied(self, stamp: str) -> sql.Composed:
         return statements.mark_or_delete(self._raw, sql.SQL("true"), stamp)
@@ -219,13 +241,9 @@ class ChangesStaging:
         if settling:  # the copy was made later, when the row was gone: its removal follows
             execute(sql.SQL("delete from {} where _op = 'p'").format(self._name))
             return count
-        key = _COMMA.join(
-            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
-            for name, place in self._keys
-        )
         row = execute(
-            sql.SQL("select concat_ws(', ', {}) from {} s where _op = 'p' limit 1").format(
-                key, self._name
+            sql.SQL("select {} from {} s where _op = 'p' limit 1").format(
+                self._key_text, self._name
             )
         ).fetchone()
         if row:

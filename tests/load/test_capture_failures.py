@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import psycopg
 import pytest
 
-from tests.conftest import Workplace
+from exporter.demo.embedded import running_server
+from exporter.wire.replication import lsn_number
+from tests.conftest import Workplace, as_role, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.processes import start_load, until, wait_unlocked
 
 THING = """
 create table thing (id int primary key, a text, big text);
 alter table thing alter big set storage external;
 insert into thing select i, 'a' || i, repeat(md5(i::text), 200) from generate_series(1, 100) i;
 """
+BACKLOG = """
+do $$ begin for i in 1..{0} loop
+    insert into thing select 1000 * i + n, 'n', repeat(md5(n::text), 60)
+    from generate_series(1, 400) n;
+    commit;
+end loop; end $$
+"""
+STORED = "select lsn::text from analytics_raw._exporter_slots"
+CONFIRMED = (
+    "select confirmed_flush_lsn::text from pg_replication_slots where database = current_database()"
+)
 
 
 @pytest.fixture
@@ -24,58 +45,124 @@ def thing(place: Workplace) -> Workplace:
     return place
 
 
-def test_a_partition_and_its_table(place: Workplace) -> None:
-    place.query(
-        place.core,
-        "create table part (id int, kind int, a text, primary key (id, kind))"
-        " partition by list (kind);"
-        "create table part_1 partition of part for values in (1);"
-        "insert into part select i, 1, 'a' from generate_series(1, 50) i",
-    )
-    define(place, "part", "part_1")
-    status, said = refused(place)
-    assert status == 1
-    assert "part_1 is a partition of public.part" in said
-    assert slots(place) == []
+def number(place: Workplace, url: str, statement: str) -> int:
+    """A WAL position that a statement asks for."""
+    return lsn_number(place.query(url, statement)[0][0])
 
 
-def test_one_table_twice(place: Workplace) -> None:
-    place.query(place.core, THING)
-    define(place, "thing")
-    file = place.folder / "models" / "sources.yml"
-    text = file.read_text()
-    second = (
-        text[text.index("      - name") :]
-        .replace("thing", "copy")
-        .replace("table: copy", "table: thing")
-    )
-    file.write_text(text + second)
-    status, said = refused(place)
-    assert status == 2
-    assert "thing and copy both read the changes of public.thing" in said
-    assert slots(place) == []
+# -- what is reported of other tools
 
 
-def test_identity_meanwhile(thing: Workplace) -> None:
+def test_a_backlog_is_not_read_again_by_the_load_after_one_that_was_killed(
+    thing: Workplace,
+) -> None:
+    """Progress is kept chunk by chunk; nothing looks at all of it beforehand."""
+    thing.query(thing.core, BACKLOG.format(40))
+    before = number(thing, thing.core, CONFIRMED)
+    process = start_load(thing)
+    count = "select count(*) from analytics_raw.thing"
+    until(lambda: bool(thing.query(thing.analytics, count)[0][0] > 100))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_unlocked(thing)
+    landed = thing.query(thing.analytics, count)[0][0] - 100
+    stored = number(thing, thing.analytics, STORED)
+    assert stored > before
+    found = results(thing)["thing"]
+    assert found["rows_read"] == 16_000 - landed
+    same(thing, "thing")
+
+
+def test_a_confirmed_position_is_always_a_stored_one(thing: Workplace) -> None:
+    """Where a chunk cannot land, what the source may forget is what landed before."""
+    thing.query(thing.core, BACKLOG.format(40))
+    with psycopg.connect(thing.analytics) as blocker:
+        blocker.execute("lock table analytics_raw.thing in share mode")
+        process = start_load(thing)
+        waits = "select count(*) from pg_locks where not granted"
+        until(lambda: thing.query(thing.analytics, waits) != [(0,)])
+        time.sleep(1.5)  # reports go to the source meanwhile
+        stored = number(thing, thing.analytics, STORED)
+        assert number(thing, thing.core, CONFIRMED) <= stored
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    same(thing, "thing")
+
+
+def test_a_load_that_ends_at_once_confirms(thing: Workplace) -> None:
+    thing.query(thing.core, "update thing set a = 'x' where id = 1")
+    results(thing)
+    stored = number(thing, thing.analytics, STORED)
+    until(lambda: number(thing, thing.core, CONFIRMED) >= stored)
+
+
+def test_an_altered_publication_has_not_sent_all(thing: Workplace) -> None:
+    """It is as it was when a load looks, and was not in between."""
+    name = slots(thing)[0][0]
+    for away, back in (
+        ("drop table thing", "add table thing"),
+        ("set (publish = 'insert')", "set (publish = 'insert, update, delete, truncate')"),
+    ):
+        thing.query(thing.core, f"alter publication {name} {away}")
+        thing.query(
+            thing.core,
+            "update thing set a = a || 'x' where id = 2;"
+            "delete from thing where id = (select max(id) from thing)",
+        )
+        thing.query(thing.core, f"alter publication {name} {back}")
+        done = thing.run("exporter", "load")
+        assert done.returncode == 0, done.stderr
+        assert "was not in the publication" in done.stderr
+        same(thing, "thing")
+    assert results(thing)["thing"]["rows_read"] == 0
+
+
+def test_a_publication_that_somebody_dropped(thing: Workplace) -> None:
+    name = slots(thing)[0][0]
+    drop = f"update thing set a = 'x' where id = 1; drop publication {name};"
+    change = "update thing set a = a || 'x' where id = 2; delete from thing where id = {}"
+    thing.query(thing.core, drop)
+    thing.query(thing.core, change.format(3))
+    done = thing.run("exporter", "load")
+    assert done.returncode == 0, done.stderr
+    assert "has lost its publication" in done.stderr
+    same(thing, "thing")
+    # and made again by somebody: PostgreSQL reads the changes between as of their time
+    name = slots(thing)[0][0]
+    thing.query(thing.core, f"drop publication {name}")
+    thing.query(thing.core, change.format(4))
     thing.query(
         thing.core,
-        "alter table thing add code int; update thing set code = id; alter table thing alter code set not null;"
-        "create unique index thing_code on thing (code);",
+        f"create publication {name} for table thing with (publish_via_partition_root)",
+    )
+    said = refused(thing)[1]
+    assert f"exporter slots drop {name}" in said
+    thing.run("exporter", "slots", "drop", name)
+    results(thing)
+    same(thing, "thing")
+
+
+def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "alter table thing add code int; update thing set code = id;"
+        "alter table thing alter code set not null; create unique index by_code on thing (code)",
     )
     results(thing)
     thing.query(
         thing.core,
-        "alter table thing replica identity using index thing_code;"
+        "alter table thing replica identity using index by_code;"
         "delete from thing where id = 7; update thing set id = 1000, big = '' where id = 8;"
         "alter table thing replica identity default",
     )
     status, said = refused(thing)
-    print(said)
+    assert status == 1
+    assert "the changes lack id" in said
     results(thing, "--full-refresh", "thing")
     same(thing, "thing")
 
 
-def test_key_no_longer_unique(thing: Workplace) -> None:
+def test_a_key_that_is_not_unique_any_more(thing: Workplace) -> None:
     define(thing, "thing", thing="conflict_columns: [id]")
     thing.query(
         thing.core,
@@ -83,52 +170,72 @@ def test_key_no_longer_unique(thing: Workplace) -> None:
         "insert into thing values (5, 'again')",
     )
     status, said = refused(thing)
-    print(said)
+    assert status == 1
+    assert "id has no unique index there" in said
 
 
-def test_publication_dropped(thing: Workplace) -> None:
-    name = slots(thing)[0][0]
-    thing.query(thing.core, "update thing set a = 'x' where id = 1")
-    thing.query(thing.core, f"drop publication {name}")
-    thing.query(thing.core, "update thing set a = 'x' where id = 2; delete from thing where id = 3")
-    results(thing)
-    same(thing, "thing")
+def test_a_table_that_is_declared_twice(place: Workplace) -> None:
+    place.query(place.core, THING)
+    define(place, "thing", "copy")
+    file = place.folder / "models" / "sources.yml"
+    file.write_text(file.read_text().replace("table: copy", "table: thing"))
+    status, said = refused(place)
+    assert status == 2
+    assert "thing and copy both read the changes of public.thing" in said
+    assert slots(place) == []
 
 
-def test_publication_without_it_meanwhile(thing: Workplace) -> None:
-    name = slots(thing)[0][0]
-    thing.query(thing.core, f"alter publication {name} drop table thing")
-    thing.query(thing.core, "update thing set a = 'x' where id = 2; delete from thing where id = 3")
-    thing.query(thing.core, f"alter publication {name} add table thing")
-    results(thing)
-    same(thing, "thing")
-
-
-def test_publication_narrowed_meanwhile(thing: Workplace) -> None:
-    name = slots(thing)[0][0]
-    thing.query(thing.core, f"alter publication {name} set (publish = 'insert')")
-    thing.query(thing.core, "update thing set a = 'x' where id = 2; delete from thing where id = 3")
-    thing.query(
-        thing.core, f"alter publication {name} set (publish = 'insert, update, delete, truncate')"
+def test_a_partition_beside_its_table(place: Workplace) -> None:
+    place.query(
+        place.core,
+        "create table part (id int, kind int, primary key (id, kind)) partition by list (kind);"
+        "create table part_1 partition of part for values in (1)",
     )
-    results(thing)
-    same(thing, "thing")
+    define(place, "part", "part_1")
+    status, said = refused(place)
+    assert status == 1
+    assert "public.part_1 is a partition of public.part" in said
+    assert slots(place) == []
 
 
 def test_a_first_copy_that_fails_while_others_go_on(place: Workplace) -> None:
+    """What the others got meanwhile, it has missed: it does not go on where it stopped."""
     place.query(place.core, THING.replace("100", "6000").replace("200", "200"))
-    place.query(place.core, "create table other (id int primary key)")
+    place.query(place.core, "create table other (id int primary key); analyze thing")
     place.query(
         place.analytics,
         "create schema analytics_raw; create table analytics_raw.thing (id int primary key"
         " check (id <> 5500), a text, big text, _exported_at timestamptz not null)",
     )
-    place.query(place.core, "analyze thing")
     define(place, "thing", "other")
-    print(place.run("exporter", "load", BATCH_SIZE="100").stderr)
-    print(place.query(place.analytics, "select count(*) from analytics_raw.thing"))
+    said = place.run("exporter", "load", BATCH_SIZE="200").stderr
+    assert "violates check constraint" in said
+    assert place.query(place.analytics, "select count(*) from analytics_raw.thing")[0][0] > 500
     place.query(place.core, "delete from thing where id < 5")
-    print(place.run("exporter", "load", BATCH_SIZE="100").stderr)
+    assert place.run("exporter", "load", BATCH_SIZE="200").returncode == 1
     place.query(place.analytics, "alter table analytics_raw.thing drop constraint thing_id_check")
     results(place)
     same(place, "thing")
+
+
+def test_a_refused_change_is_named_by_its_key(thing: Workplace) -> None:
+    thing.query(
+        thing.analytics,
+        "alter table analytics_raw.thing add check (a <> 'bad'), add unique (a)",
+    )
+    thing.query(thing.core, BACKLOG.format(1).replace("'n'", "n::text"))
+    thing.query(
+        thing.core,
+        "update thing set a = 'good' where id = 5; update thing set a = 'bad' where id = 77;"
+        "insert into thing values (300, 'fine')",
+    )
+    stored = thing.query(thing.analytics, STORED)
+    status, said = refused(thing)
+    assert status == 1
+    assert "the change of row id=77 is refused: new row for relation" in said
+    assert "bad" not in said
+    assert thing.query(thing.analytics, STORED) == stored
+    assert thing.query(thing.analytics, "select count(*) from analytics_raw.thing") == [(100,)]
+    thing.query(thing.analytics, "alter table analytics_raw.thing drop constraint thing_a_check")
+    assert results(thing)["thing"]["rows_read"] == 403
+    same(thing, "thing")

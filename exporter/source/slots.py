@@ -105,7 +105,9 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
         while True:
             try:
                 source.execute(
-                    sql.SQL("set statement_timeout = {}").format(sql.Literal(f"{wait:.0f}s"))
+                    sql.SQL("set statement_timeout = {}").format(
+                        sql.Literal(f"{1000 * wait:.0f}ms")
+                    )
                 )
                 row = source.execute(statement).fetchone()
                 assert row is not None
@@ -266,7 +268,8 @@ def await_writers(source: Connection, say: Callable[[str], None]) -> None:
     What such a one does may be missing both in a snapshot and in the changes behind the slot's
     position, or of a table that it began to write before the publication had it.
     """
-    row = source.execute("select pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()
+    # One of our own: a snapshot's xmax may lie below the ids of transactions that are running.
+    row = source.execute("select pg_current_xact_id()::text").fetchone()
     assert row is not None
     until, told = time.monotonic() + _WAIT, time.monotonic() + _TELL
     while True:

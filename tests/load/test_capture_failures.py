@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from exporter.demo.embedded import running_server
 from exporter.wire.replication import lsn_number
-from tests.conftest import Workplace, as_role, empty_project
+from tests.conftest import Workplace, as_role
 from tests.helpers.changes import define, refused, results, same, slots
 from tests.helpers.processes import start_load, until, wait_unlocked
 
@@ -73,20 +69,52 @@ def test_a_backlog_is_not_read_again_by_the_load_after_one_that_was_killed(
     same(thing, "thing")
 
 
-def test_a_confirmed_position_is_always_a_stored_one(thing: Workplace) -> None:
-    """Where a chunk cannot land, what the source may forget is what landed before."""
+def test_a_landing_that_takes_long(thing: Workplace) -> None:
+    """The source hears of us, and may forget no more than what is in raw."""
+    name = thing.core.rpartition("/")[2].partition("?")[0]
+    thing.query(thing.core, f"alter database {name} set wal_sender_timeout = '2s'")
     thing.query(thing.core, BACKLOG.format(40))
     with psycopg.connect(thing.analytics) as blocker:
         blocker.execute("lock table analytics_raw.thing in share mode")
         process = start_load(thing)
         waits = "select count(*) from pg_locks where not granted"
         until(lambda: thing.query(thing.analytics, waits) != [(0,)])
-        time.sleep(1.5)  # reports go to the source meanwhile
+        time.sleep(4)
         stored = number(thing, thing.analytics, STORED)
         assert number(thing, thing.core, CONFIRMED) <= stored
-    process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "connecting again" not in said
+    same(thing, "thing")
+
+
+def test_a_long_silence_is_no_end(thing: Workplace) -> None:
+    """The server scans what other tables wrote, and sends nothing: here for 6 seconds more."""
+    if os.environ.get("DATABASE_URL_CORE"):
+        pytest.skip("stops a process of its own server")
+    thing.query(
+        thing.core,
+        "create table others (id int, a text);"
+        "insert into others select i, md5(i::text) from generate_series(1, 300000) i",
+    )
+    thing.query(thing.core, "delete from thing where id = 1")
+    stored = number(thing, thing.analytics, STORED)
+    process = start_load(thing)
+    sender = "select pid from pg_stat_replication where state in ('catchup', 'streaming')"
+    until(lambda: bool(thing.query(thing.core, sender)))
+    ((pid,),) = thing.query(thing.core, sender)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(6)
+        assert process.poll() is None
+        assert number(thing, thing.analytics, STORED) == stored
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    process.communicate(timeout=120)
     assert process.returncode == 0
     same(thing, "thing")
+    assert number(thing, thing.analytics, STORED) > stored + 20_000_000
+    until(lambda: number(thing, thing.core, CONFIRMED) > stored + 20_000_000)
 
 
 def test_a_load_that_ends_at_once_confirms(thing: Workplace) -> None:
@@ -200,19 +228,19 @@ def test_a_partition_beside_its_table(place: Workplace) -> None:
 
 def test_a_first_copy_that_fails_while_others_go_on(place: Workplace) -> None:
     """What the others got meanwhile, it has missed: it does not go on where it stopped."""
-    place.query(place.core, THING.replace("100", "6000").replace("200", "200"))
+    place.query(place.core, THING.replace("100", "3000"))
     place.query(place.core, "create table other (id int primary key); analyze thing")
     place.query(
         place.analytics,
         "create schema analytics_raw; create table analytics_raw.thing (id int primary key"
-        " check (id <> 5500), a text, big text, _exported_at timestamptz not null)",
+        " check (id <> 2500), a text, big text, _exported_at timestamptz not null)",
     )
     define(place, "thing", "other")
-    said = place.run("exporter", "load", BATCH_SIZE="200").stderr
+    said = place.run("exporter", "load", BATCH_SIZE="1000").stderr
     assert "violates check constraint" in said
     assert place.query(place.analytics, "select count(*) from analytics_raw.thing")[0][0] > 500
     place.query(place.core, "delete from thing where id < 5")
-    assert place.run("exporter", "load", BATCH_SIZE="200").returncode == 1
+    assert place.run("exporter", "load", BATCH_SIZE="1000").returncode == 1
     place.query(place.analytics, "alter table analytics_raw.thing drop constraint thing_id_check")
     results(place)
     same(place, "thing")
@@ -239,3 +267,100 @@ def test_a_refused_change_is_named_by_its_key(thing: Workplace) -> None:
     thing.query(thing.analytics, "alter table analytics_raw.thing drop constraint thing_a_check")
     assert results(thing)["thing"]["rows_read"] == 403
     same(thing, "thing")
+
+
+# -- a copy that would empty raw
+
+
+def test_a_source_that_lost_its_rows_does_not_empty_raw(thing: Workplace) -> None:
+    """A copy that a load makes by itself removes no more than one that was asked for."""
+    rows = "select count(*) from analytics_raw.thing"
+    (name,) = slots(thing)[0]
+    thing.query(thing.core, f"select pg_drop_replication_slot('{name}'); delete from thing")
+    for words in ((), ("--full-refresh", "thing"), ()):
+        status, said = refused(thing, *words)
+        assert status == 1
+        assert "100 of the 100 rows of raw (100 %) are gone at the source" in said
+        assert "exporter load thing --full-refresh --max-deletes 100" in said
+        assert thing.query(thing.analytics, rows) == [(100,)]
+    results(thing, "thing", "--full-refresh", "--max-deletes", "100")
+    assert thing.query(thing.analytics, rows) == [(0,)]
+    thing.query(thing.core, "insert into thing values (1, 'again')")
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, "drop table thing;" + THING)
+    results(thing)
+    thing.query(
+        thing.core,
+        "create table new (like thing including all); drop table thing;"
+        " alter table new rename to thing",
+    )
+    assert "(100 %) are gone at the source" in refused(thing)[1]
+    assert thing.query(thing.analytics, rows) == [(100,)]
+
+
+def test_a_refused_refresh_leaves_the_table_as_it_was(thing: Workplace) -> None:
+    thing.query(
+        thing.analytics,
+        "insert into analytics_raw.thing (id, _exported_at)"
+        " select -i, now() from generate_series(1, 50) i",
+    )
+    thing.query(thing.core, "update thing set a = 'x' where id = 1")
+    status, said = refused(thing, "thing", "--full-refresh")
+    assert status == 1
+    assert "50 of the 150 rows of raw (33 %)" in said
+    thing.query(thing.core, "update thing set a = 'x' where id = 2; delete from thing where id = 3")
+    found = results(thing)["thing"]
+    assert (found["rows_read"], found["rows_deleted"]) == (1, 1)
+    results(thing, "thing", "--full-refresh", "--max-deletes", "34")
+    same(thing, "thing")
+
+
+def test_what_comes_as_a_change_removes_all(thing: Workplace) -> None:
+    thing.query(thing.core, "truncate thing; insert into thing values (1, 'one')")
+    results(thing)
+    same(thing, "thing")
+    thing.query(thing.core, "delete from thing")
+    results(thing)
+    same(thing, "thing")
+
+
+def test_readers_see_the_old_rows_until_a_lost_slot_is_made_up_for(thing: Workplace) -> None:
+    (name,) = slots(thing)[0]
+    thing.query(thing.core, "insert into thing select i, 'more' from generate_series(101, 4000) i")
+    thing.query(thing.core, f"select pg_drop_replication_slot('{name}')")
+    seen = set()
+    process = start_load(thing)
+    with psycopg.connect(thing.analytics, autocommit=True) as reader:
+        while process.poll() is None:
+            seen.update(reader.execute("select count(*) from analytics_raw.thing"))
+    process.communicate()
+    assert process.returncode == 0
+    assert seen <= {(100,), (4000,)}
+    same(thing, "thing")
+
+
+def test_row_security_does_not_hide_rows_from_a_copy(place: Workplace) -> None:
+    """It does not hold for what a slot sends: of a table with it, a copy is whole or refused."""
+    role = place.core.rpartition("/")[2].partition("?")[0]
+    place.query(place.core, THING + f"create role {role} login password 'secret' replication")
+    try:
+        place.query(
+            place.core,
+            f"grant create on database {role} to {role}; alter table thing owner to {role};"
+            "alter table thing enable row level security; create policy few on thing"
+            " using (id < 9)",
+        )
+        define(place, "thing")
+        core = as_role(place.core, role)
+        done = place.run("exporter", "load", DATABASE_URL_CORE=core)  # its owner sees all
+        assert done.returncode == 0, done.stderr
+        same(place, "thing")
+        place.query(place.core, "alter table thing force row level security; delete from thing")
+        for words in ((), ("--full-refresh", "thing")):
+            done = place.run("exporter", "load", *words, DATABASE_URL_CORE=core)
+            assert done.returncode == 1
+            assert "row security hides rows of public.thing" in done.stderr
+        assert place.query(place.analytics, "select count(*) from analytics_raw.thing") == [(100,)]
+    finally:
+        place.query(place.core, f"drop owned by {role} cascade; drop role {role}")

@@ -41,6 +41,12 @@ def command(
                 " repair them by",
                 hint=f"exporter load {definition.key} --full-refresh",
             )
+        if repair and definition.source.read == "changes":
+            raise UsageError(
+                f"{definition.where}: {definition.key} is read by its changes, which go by what raw"
+                " had before them: it is copied as a whole, or not",
+                hint=f"exporter load {definition.key} --full-refresh",
+            )
     statuses = []
     with cli.interruptible():
         for definition in chosen:

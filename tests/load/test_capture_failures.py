@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from exporter.wire.replication import lsn_number
 from tests.conftest import Workplace, as_role
 from tests.helpers.changes import define, refused, results, same, slots
 from tests.helpers.processes import start_load, until, wait_unlocked
+from tests.load.test_changes import start_receiver
 
 THING = """
 create table thing (id int primary key, a text, big text);
@@ -364,3 +366,41 @@ def test_row_security_does_not_hide_rows_from_a_copy(place: Workplace) -> None:
         assert place.query(place.analytics, "select count(*) from analytics_raw.thing") == [(100,)]
     finally:
         place.query(place.core, f"drop owned by {role} cascade; drop role {role}")
+
+
+def test_what_the_slot_still_holds_is_no_difference(thing: Workplace) -> None:
+    thing.query(
+        thing.core,
+        "delete from thing where id < 4;"
+        "update thing set id = 1000 + id where id between 10 and 12;"
+        "update thing set a = 'x' where id = 20; insert into thing values (200, 'new');"
+        "alter table thing drop a; delete from thing where id = 30",
+    )
+    done = thing.run("exporter", "verify", "--json")
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout)
+    assert (found["in_flight"], found["missing"], found["extra"]) == (11, 0, 0)
+    thing.query(thing.analytics, "delete from analytics_raw.thing where id in (2, 50)")
+    done = thing.run("exporter", "verify", "--json")
+    found = json.loads(done.stdout)
+    assert [row["key"] for row in found["rows"] if row["kind"] == "missing"] == [{"id": "50"}]
+    assert found["extra"] == 0
+    done = thing.run("exporter", "verify", "--repair")
+    assert done.returncode == 2
+    assert "exporter load thing --full-refresh" in done.stderr
+    thing.query(thing.core, "truncate thing")
+    assert json.loads(thing.run("exporter", "verify", "--json").stdout)["extra"] == 0
+    results(thing)
+    assert thing.run("exporter", "verify").returncode == 0
+
+
+def test_deletes_that_cannot_be_told_from_extra_rows_are_said(thing: Workplace) -> None:
+    thing.query(thing.core, "delete from thing where id < 4")
+    receiver = start_receiver(thing, slots(thing)[0][0])
+    try:
+        done = thing.run("exporter", "verify")
+        assert done.returncode == 1
+        assert "the slot cannot be read now: rows that were deleted" in done.stderr
+        assert "3 extra" in done.stdout
+    finally:
+        receiver.finish()

@@ -90,7 +90,7 @@ class Landing:
     def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
         for key, changes in chunk.changes.items():
             stored = self._tables[key].stored.slot
-            settling = stored is not None and stored.snapshot is not None
+            settling = stored is not None and stored.resumed
             landed = self._staging[key].land(changes, stamp, settling=settling)
             totals = self._results[key].totals
             if key not in changed:

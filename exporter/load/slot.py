@@ -22,7 +22,7 @@ from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
 from exporter.raw.changes import Present
 from exporter.source import keyed, slots
-from exporter.source.changes import Gatherer, Grown
+from exporter.source.changes import Gatherer, Grown, Unsettled
 from exporter.source.copied import CopyReader
 from exporter.source.snapshot import Server, observe
 from exporter.state import Binding, Result, State, record_failure
@@ -111,6 +111,8 @@ class _Load:
                         self._gone |= grown.columns
                     except Present:
                         self._trusting = False
+                    except Unsettled as found:
+                        self._leave(found.key)
 
     def ended(self, error: ExporterError | None) -> None:
         """Give the error to the tables that have none of their own, and record it."""
@@ -258,6 +260,11 @@ class _Load:
             table.definition.key in self._refresh and not self.results[table.definition.key].run_id
         )
 
+    def _leave(self, key: str) -> None:
+        for one in self._definitions:
+            if one.key == key:
+                remembered.leave_one(self._destination, one.destination)
+
     def _copied(self, tables: Sequence[SlotTable]) -> list[Definition]:
         """Copy these tables; return those that have their copy."""
         slots.await_writers(self._source, self.say)
@@ -286,7 +293,7 @@ class _Load:
             if not table.why_copy:  # a refresh that was refused: the table is as it was before
                 done.add(table.definition.key)
             else:  # what the others get now, it misses
-                remembered.leave_one(self._destination, table.definition.destination)
+                self._leave(table.definition.key)
         return [one for key, one in originals.items() if key in done]
 
     def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
@@ -307,6 +314,8 @@ class _Load:
                     stream.confirm(landing.land(chunk, chunks))
                     del chunk
             except psycopg.errors.UndefinedObject as error:  # as of these changes, by their order
+                if "publication" not in first_line(error):
+                    raise
                 raise SourceError(
                     f"the slot's changes cannot be read: {first_line(error)}, or did not when they"
                     " were made",

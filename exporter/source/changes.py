@@ -54,6 +54,15 @@ class Member(NamedTuple):
     keys: tuple[str, ...]
     known: frozenset[str]
     snapshot: Snapshot | None = None
+    resumed: bool = False  # parts of the copy are of a later snapshot
+
+
+class Unsettled(Exception):  # noqa: N818  no error: the load copies the table again
+    """A change keeps of its row what a copy of two moments cannot tell."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 class Grown(Exception):  # noqa: N818  no error: the load looks at the table again
@@ -313,6 +322,8 @@ class Gatherer:
         else:
             is_new = earlier is not None and earlier[_OP] == NEW
         if None in chosen:
+            if before != key and layout.member.resumed:  # raw may have another row under it by now
+                raise Unsettled(layout.member.key)
             rows[key] = layout.staged(op, chosen, under)
             changes.patches = True
         else:

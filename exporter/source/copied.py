@@ -115,7 +115,9 @@ class CopyReader(ScanReader):
             )
         same = not empty and self._goes_on(stored)
         fresh = Copied(self._slot.name, self._seen, None, self._files(), self._sent)
-        self._moment = self._moment._replace(slot=stored.slot if same else fresh)
+        if same and stored.slot is not None:
+            fresh = stored.slot._replace(resumed=True)
+        self._moment = self._moment._replace(slot=fresh)
         if self._is_first(stored, target, wanted, empty=empty):
             return self._first(plan, target, empty=empty)
         # Until the end of it is stored, rows that are newer than the position are no copy.
@@ -185,7 +187,7 @@ class CopyReader(ScanReader):
         slot, until = stored.slot, stored.slot.until or "0/0"
         slot = slot._replace(files=self._files())
         if lsn_number(lsn) >= lsn_number(until):  # no change can be in the copy any more
-            slot = slot._replace(snapshot=None)
+            slot = slot._replace(snapshot=None, resumed=False)
         cursor = Position(lsn) if rows else None
         return self._moment._replace(cursor=cursor, slot=slot, exported_at=stored.exported_at)
 
@@ -202,6 +204,7 @@ class CopyReader(ScanReader):
             keys,
             frozenset(column.name for column in self.table.columns),
             Snapshot.of_text(text) if text else None,
+            stored.slot.resumed,
         )
 
     def adopted(self, stored: State) -> State:

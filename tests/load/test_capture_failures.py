@@ -404,3 +404,35 @@ def test_deletes_that_cannot_be_told_from_extra_rows_are_said(thing: Workplace) 
         assert "3 extra" in done.stdout
     finally:
         receiver.finish()
+
+
+def test_keys_that_move_while_a_first_copy_is_stopped(place: Workplace) -> None:
+    """What such a change keeps of its row, a copy of two moments cannot tell."""
+    place.query(place.core, THING.replace("100", "3000") + "analyze thing")
+    place.query(
+        place.analytics,
+        "create schema analytics_raw; create table analytics_raw.thing (id int primary key,"
+        " a text, big text, _exported_at timestamptz not null);"
+        "create function nap() returns trigger language plpgsql as"
+        " 'begin perform pg_sleep(100); return new; end';"
+        "create trigger nap before insert on analytics_raw.thing for each row"
+        " when (new.id = 2500) execute function nap()",
+    )
+    define(place, "thing")
+    process = start_load(place, BATCH_SIZE="1000")
+    asleep = "select pid from pg_stat_activity where wait_event = 'PgSleep'"
+    until(lambda: bool(place.query(place.analytics, asleep)))
+    process.kill()
+    process.communicate()
+    ((pid,),) = place.query(place.analytics, asleep)
+    place.query(place.analytics, f"select pg_terminate_backend({pid}, 5000)")
+    place.query(place.analytics, "drop trigger nap on analytics_raw.thing")
+    wait_unlocked(place)
+    assert place.query(place.analytics, "select count(*) from analytics_raw.thing")[0][0] > 500
+    place.query(
+        place.core,
+        "update thing set id = -1 where id = 1; update thing set id = 1 where id = 2;"
+        "update thing set id = 2 where id = -1; delete from thing where id = 3",
+    )
+    results(place)
+    same(place, "thing")

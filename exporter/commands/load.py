@@ -151,7 +151,9 @@ def command(
             max_connections=max_connections,
             scheduler=scheduler,
         )
-        followed = _followed(slotted, call.console, load, results_of) if slotted.groups else ()
+        followed = (
+            _followed(slotted, call.console, load, results_of, limit) if slotted.groups else ()
+        )
         others = results_of(chosen, load_one)
         for results in (followed, others):
             if any(isinstance(one.error, StoppedError) for one in run.results):
@@ -229,12 +231,15 @@ def _followed(
     console: Console,
     load: Callable[..., Result],
     results_of: Callable[..., Iterator[Result]],
+    limit: float,
 ) -> Iterator[Result]:
+    from exporter.load import MOST_DELETES
     from exporter.load.slot import follow
-    from exporter.source import NEW, Wanted
+    from exporter.source import Wanted
 
     def copy(definitions: list[Definition], refresh: bool) -> Iterator[Result]:
-        wanted = Wanted(full_refresh=True) if refresh else NEW
+        # One that nobody has asked for is bounded, too: the source may be empty by accident.
+        wanted = Wanted(refresh, max_deletes=limit if refresh else MOST_DELETES)
         return results_of(definitions, functools.partial(load, wanted=wanted))
 
     for group in slotted.groups:

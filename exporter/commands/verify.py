@@ -43,6 +43,12 @@ def command(
                 f"{definition.where}: {definition.key} {why}",
                 hint=f"exporter load {definition.key} --full-refresh",
             )
+        if repair and definition.source.read == "changes":
+            raise UsageError(
+                f"{definition.where}: {definition.key} is read by its changes, which go by what raw"
+                " had before them: it is copied as a whole, or not",
+                hint=f"exporter load {definition.key} --full-refresh",
+            )
     statuses = []
     for definition in [it for it in chosen if it.source.rows]:
         again = f"exporter load {definition.key} --full-refresh reads everything again"

@@ -15,7 +15,7 @@ from exporter.raw.versions import HistoryStaging
 from exporter.source.changes import Chunk
 from exporter.source.copied import CopyReader
 from exporter.source.member import Member
-from exporter.state import Binding, Copied, Position, Result, State, record
+from exporter.state import Binding, Position, Result, State, record
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.wire import Connection
@@ -47,13 +47,13 @@ class SlotTable(NamedTuple):
 class Staging(Protocol):
     """Takes what was gathered of one table's changes to its raw table."""
 
-    def land(self, changes: Any, stamp: str, settling: Copied | None) -> Landed:
-        """Land them in the running transaction. Raises RowError, DriftError."""
+    def land(self, changes: Any, stamp: str, *, settling: bool) -> Landed:
+        """Land them in the running transaction. Raises RowError, DriftError, Doubted."""
 
 
 def _staging(destination: Connection, raw: RawTable, number: int, *, trusting: bool) -> Staging:
     if raw.target.is_history:
-        return HistoryStaging(destination, raw, number)
+        return HistoryStaging(destination, raw, number, trusting=trusting)
     return ChangesStaging(destination, raw, number, trusting=trusting)
 
 
@@ -90,7 +90,7 @@ class Landing:
     def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
         """Land a chunk, and those after it up to the next commit; return the position.
 
-        Raises RowError, DriftError, Present.
+        Raises RowError, DriftError, Doubted.
         """
         destination = self._destination
         before = {key: replace(self._results[key].totals) for key in self._tables}
@@ -98,8 +98,6 @@ class Landing:
         changed: set[str] = set()
         try:
             with destination.transaction():
-                # What the source forgets must not be lost with a crash here.
-                destination.execute("set local synchronous_commit = on")
                 while True:
                     self._apply(chunk, stamp, changed)
                     if chunk.position is not None:
@@ -116,7 +114,7 @@ class Landing:
     def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
         for key, changes in chunk.changes.items():
             stored = self._tables[key].stored.slot
-            settling = stored if stored and stored.snapshot is not None else None
+            settling = stored is not None and stored.resumed
             landed = self._staging[key].land(changes, stamp, settling=settling)
             totals = self._results[key].totals
             if key not in changed:

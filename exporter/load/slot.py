@@ -16,14 +16,14 @@ import psycopg
 
 from exporter import state
 from exporter.config import Definition
-from exporter.errors import DatabaseError, ExporterError, StoppedError
+from exporter.errors import DatabaseError, ExporterError, SourceError, StoppedError
 from exporter.load import worth
 from exporter.load.changes import Landing, SlotTable
 from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
-from exporter.raw.changes import Present
+from exporter.raw.changes import Doubted
 from exporter.source import keyed, publication, slots
-from exporter.source.changes import Gatherer, Grown
+from exporter.source.changes import Gatherer, Grown, Unsettled
 from exporter.source.copied import CopyReader
 from exporter.source.landed import Parted, position_of, unlanded
 from exporter.source.slots import Found
@@ -43,11 +43,9 @@ from exporter.wire import (
 )
 from exporter.wire.replication import lsn_number
 
+_COPIES = 3  # of a table that somebody writes anew while tables are copied
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
-
-
-UNSENT = "{} did not send all of its changes: its rows are copied again"
 
 
 ANEW = ": it is made anew, and its tables copied"
@@ -67,14 +65,23 @@ class Look(NamedTuple):
 def look_at(source: Connection, known: Slot, server: Server, *, parted: bool = False) -> Look:
     """Look whether a slot can be read on; ``parted``: the source was seen to send another history.
 
-    Raises psycopg.Error.
+    Raises SourceError for a slot that is not ours, psycopg.Error.
     """
     found, fork = next(iter(slots.find(source, known.name)), None), None
     before, now = known.timeline, server.timeline
     if found and before is not None and now is not None and before != now:
         with contextlib.closing(connect(source.variable, replication=True)) as session:
             fork = replication.fork(session, before, now)
-    return Look(found, fork, _why_anew(known, found, server, fork, parted=parted))
+    if found and (found.plugin, found.database) != (slots.PLUGIN, source.info.dbname):
+        raise SourceError(
+            f"the slot {known.name} is another one than we made: its plugin is"
+            f" {found.plugin or 'none'}, its database {found.database or 'none'}",
+            hint=f"select pg_drop_replication_slot('{known.name}'), if nobody needs it",
+        )
+    why = _why_anew(known, found, server, fork, parted=parted)
+    if not why and publication.find(source, known.name) is None:  # it cannot be read without
+        why = "has lost its publication"
+    return Look(found, fork, why)
 
 
 def _why_anew(
@@ -177,10 +184,12 @@ class _Load:
                         return
                     except Grown as grown:  # looked at again, a table has them, or has lost them
                         self._gone |= grown.columns
-                    except Present:
+                    except Doubted:
                         self._trusting = False
                     except Parted:
                         self._parted = True
+                    except Unsettled as found:
+                        self._leave(found.key)
 
     def ended(self, error: ExporterError | None) -> None:
         """Give the error to the tables that have none of their own, and record it."""
@@ -199,6 +208,8 @@ class _Load:
 
     def _run(self) -> None:
         destination, source = self._destination, self._source
+        # What the source forgets, and whose the slot there is, must not be lost with a crash here.
+        destination.execute("set synchronous_commit = on")
         state.create_tables(destination)
         remembered.create_table(destination)
         slots.refuse_unfit(source)
@@ -206,6 +217,9 @@ class _Load:
         remembered.lock(destination, server.cluster, server.database)
         slot = self._slot(server)
         tables = [self._look(one) for one in self._definitions]  # before anything is made
+        publication.refuse_nested(source, [table.reader.table.oid for table in tables])
+        if slot.lsn is None:
+            connect(source.variable, replication=True).close()  # raises where it could not be read
         added = self._published(slot, server)
         if slot.lsn is None:
             slot = self._made(slot, server)
@@ -233,14 +247,17 @@ class _Load:
 
     def _with_copies(self, tables: Sequence[SlotTable]) -> list[SlotTable]:
         """Copy those of the tables that need it; return all that have their copy then."""
-        copied = [table for table in tables if self._is_to_copy(table)]
-        if not copied:
-            return list(tables)
-        followed = self._copied(copied)
-        return [
-            *(table for table in tables if table not in copied),
-            *map(self._look, followed),
-        ]
+        for _ in range(_COPIES):
+            copied = [table for table in tables if self._is_to_copy(table)]
+            if not copied:
+                return list(tables)
+            rest = [table for table in tables if table not in copied]
+            # One that is written anew after its copy has to be copied again.
+            tables = [*rest, *map(self._look, self._copied(copied))]
+        for table in tables:
+            if table.why_copy:
+                raise SourceError(f"{table.definition.key}: {table.why_copy}; now again")
+        return list(tables)
 
     def _slot(self, server: Server) -> Slot:
         """Return the slot as it was left; without a position where it is to be made.
@@ -287,14 +304,11 @@ class _Load:
             if definition.key not in self._refresh:
                 worth.refuse_elsewhere(attempt, stored, reader)
             raw = raw_table.prepare(destination, found.destination, table, say)
+            reader.refuse_unkeyed(raw)
             oid, empty = raw_table.oid_and_emptiness(destination, raw.target)
             binding = Binding(reader.found, oid, reader.reading())
             why = reader.why_copy(stored, binding, empty=empty)
             first = reader.can_follow(stored, why) and definition.key not in self._refresh
-            # The rest tells who copies it; what its changes may explain, is not lost.
-            lost = reader.doubt(stored).reason if why and not first else ""
-            if lost and lost not in result.notices and definition.key not in self._refresh:
-                say(lost)
         return SlotTable(found, reader, stored, binding, raw, why, first)
 
     def _published(self, slot: Slot, server: Server) -> bool:
@@ -302,14 +316,10 @@ class _Load:
         destination, sources = self._destination, [one.source for one in self._definitions]
         if slot.lsn is None:
             remembered.remember(destination, slot, server)
-        names = [str(one.destination) for one in self._definitions]
         now = publication.find(self._source, slot.name)
         unsent = publication.unsent(now, sources)
-        # Before they are sent: what was not, they have missed.
+        names = [str(one.destination) for one in self._definitions]
         remembered.leave(destination, slot.name, names)
-        for one in self._definitions:
-            if one.source in unsent and remembered.leave_one(destination, one.destination):
-                self._tell(one.key, UNSENT.format(slot.name), "warning", "notice")
         publication.publish(self._source, slot.name, now, sources, self.say)
         return bool(unsent)
 
@@ -335,18 +345,24 @@ class _Load:
             table.definition.key in self._refresh and not self.results[table.definition.key].run_id
         )
 
+    def _leave(self, key: str) -> None:
+        for one in self._definitions:
+            if one.key == key:
+                remembered.leave_one(self._destination, one.destination)
+
     def _copied(self, tables: Sequence[SlotTable]) -> list[Definition]:
         """Copy these tables; return those that have their copy."""
         slots.await_writers(self._source, self.say)
         for table in tables:
             target = table.definition.destination
+            missed = table.reader.why_missed(table.stored)
             if target.is_history and table.stored.cursor:
                 self._tell_gap(table)
-            # A copy that fails leaves a table that has missed changes.
-            remembered.leave_one(self._destination, target)
+            elif missed and table.definition.key not in self._refresh:
+                self._tell(table.definition.key, missed, "warning", "notice")
             state.unlock(self._destination, target)
         originals = {one.key: one for one in self._definitions}
-        done = []
+        done = set()
         for refresh in (True, False):
             chosen = [
                 originals[table.definition.key]
@@ -360,8 +376,15 @@ class _Load:
                 if isinstance(result.error, StoppedError):
                     raise result.error
                 if result.error is None:
-                    done.append(originals[result.key])
-        return done
+                    done.add(result.key)
+        for table in tables:
+            if table.definition.key in done:
+                continue
+            if not table.why_copy:  # a refresh that was refused: the table is as it was before
+                done.add(table.definition.key)
+            else:  # what the others get now, it misses
+                self._leave(table.definition.key)
+        return [one for key, one in originals.items() if key in done]
 
     def _tell_gap(self, table: SlotTable) -> None:
         why = f"{table.why_copy}; " if table.follows_first else ""
@@ -377,13 +400,10 @@ class _Load:
         began = remembered.now(self._destination)
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
         slots.await_standbys(self._source, slot.name, end, self.say)
+        # A copy that was refused has its result already.
+        results = {key: Result(key) if one.error else one for key, one in self.results.items()}
         landing = Landing(
-            self._destination,
-            slot,
-            tables,
-            self.results,
-            trusting=self._trusting,
-            began=began,
+            self._destination, slot, tables, results, trusting=self._trusting, began=began
         )
         gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
         session = connect(self._source.variable, replication=True)
@@ -397,5 +417,14 @@ class _Load:
                 for chunk in chunks:
                     stream.confirm(landing.land(chunk, chunks))
                     del chunk
+            except psycopg.errors.UndefinedObject as error:  # as of these changes, by their order
+                if "publication" not in first_line(error):
+                    raise
+                raise SourceError(
+                    f"the slot's changes cannot be read: {first_line(error)}, or did not when they"
+                    " were made",
+                    hint=f"exporter slots drop {slot.name}; exporter load makes a new one, and"
+                    " copies",
+                ) from None
             finally:
                 following.stop(session)

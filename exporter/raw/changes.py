@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -11,9 +12,9 @@ from psycopg import sql
 from exporter.errors import DriftError, RowError
 from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
+from exporter.raw.refused import find_refused
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source.changes import CHANGED, NEW, REMOVE, Changes
-from exporter.state import Copied
 from exporter.wire import Block, Connection, find_operators, pour
 
 _COMMA = sql.SQL(", ")
@@ -31,14 +32,15 @@ class Landed:
         self.emptied_by: int | None = None  # the transaction of a TRUNCATE, of a history
 
 
-class Present(Exception):  # noqa: N818  no error: the load lands the changes otherwise
-    """Raw has a row that is new at the source: somebody has put it there."""
+class Doubted(Exception):  # noqa: N818  no error: the load lands the changes with more care
+    """Raw does not take changes as they are: somebody has written there, or it refuses a row."""
 
 
 class ChangesStaging:
     """A temporary table for the changes of one raw table. Its rows go with each transaction.
 
-    ``trusting``: a row that is new at the source is new to raw, which costs less to insert.
+    ``trusting``: a row that is new at the source is new to raw, which costs less to insert; and
+    none is refused, so that no savepoint is needed to name it.
     """
 
     def __init__(
@@ -48,15 +50,16 @@ class ChangesStaging:
         self._raw = raw
         self._name = sql.Identifier(f"_exporter_changes_{number}")
         self._made = False
-        self._trusting = trusting and not raw.marked  # a marked row may be there again
+        self._trusting = trusting
+        self._apart = trusting and not raw.marked  # a marked row may be there again
         at = {column.name: place for place, column in enumerate(raw.columns)}
         self._keys = [(name, at[name]) for name in raw.target.conflict_columns]
         refuse_unfit(raw)
 
-    def land(self, changes: Changes, stamp: str, settling: Copied | None) -> Landed:
-        """Land changes in the running transaction. Raises RowError, DriftError, Present.
+    def land(self, changes: Changes, stamp: str, *, settling: bool) -> Landed:
+        """Land changes in the running transaction. Raises RowError, DriftError, Doubted.
 
-        ``settling``: changes may be older than this copy of the table, which may lack their rows.
+        ``settling``: changes may be older than parts of the copy, which may lack their rows.
         """
         landed = Landed()
         destination = self._destination
@@ -72,21 +75,32 @@ class ChangesStaging:
             self._name, _COMMA.join(names)
         )
         _, landed.size = pour(destination, copy, blocks(changes.rows.values()))
-        destination.execute(BY_INDEX)
+        destination.execute(BY_INDEX if self._trusting else f"{BY_INDEX}; savepoint staged")
         count = changes.count()
         try:
             if changes.patches:
-                count[CHANGED] += self._complete(settling)
+                count[CHANGED] += self._complete(settling=settling)
             if count[REMOVE]:
                 landed.deleted += destination.execute(self._removed(stamp)).rowcount
-            if self._trusting and not settling:
+            if self._apart and not settling:
                 landed.written = self._land_apart(count, stamp)
             else:
                 landed.written = self._execute(statements.changed, stamp, NEW, CHANGED)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
-            raise refused(self._raw, error) from None
+            if self._trusting:
+                raise Doubted from None
+            apply = functools.partial(self._try, stamp, settling=settling)
+            raise refused(
+                destination, self._raw, error, self._name, self._key_text, apply
+            ) from None
         landed.read = len(changes.rows) - count[REMOVE]
         return landed
+
+    def _try(self, stamp: str, *, settling: bool) -> None:
+        """Land what is staged, to see whether it is refused."""
+        self._complete(settling=settling)
+        self._destination.execute(self._removed(stamp))
+        self._execute(statements.changed, stamp, NEW, CHANGED)
 
     def _land_apart(self, count: Counter[int], stamp: str) -> int:
         """Update the rows that raw has, insert the others; return how many were written."""
@@ -96,10 +110,7 @@ class ChangesStaging:
             if written < count[CHANGED]:  # some are as raw has them, or raw lacks some
                 written += self._execute(statements.changed, stamp, CHANGED)
         if count[NEW]:
-            try:
-                written += self._execute(statements.inserted, stamp, NEW)
-            except psycopg.errors.UniqueViolation:
-                raise Present from None
+            written += self._execute(statements.inserted, stamp, NEW)
         return written
 
     # -- the statements
@@ -135,6 +146,15 @@ class ChangesStaging:
             sql.SQL("{}.{} = {}").format(sql.SQL(row), sql.Identifier(name), self._typed(place))
             for name, place in self._keys
         )
+
+    @property
+    def _key_text(self) -> sql.Composable:
+        """A staged row's key, for people."""
+        key = _COMMA.join(
+            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
+            for name, place in self._keys
+        )
+        return sql.SQL("concat_ws(', ', {})").format(key)
 
     def _emptied(self, stamp: str) -> sql.Composed:
         return statements.mark_or_delete(self._raw, sql.SQL("true"), stamp)
@@ -174,14 +194,12 @@ class ChangesStaging:
         )
         return self._destination.execute(statement(self._raw, stamp, rows)).rowcount
 
-    def _complete(self, settling: Copied | None) -> int:
+    def _complete(self, *, settling: bool) -> int:
         """Take from raw what staged rows keep of it; return how many rows are complete now.
 
-        Raises DriftError where raw has no such row, or may have another one in its place.
+        Raises DriftError where raw has no such row.
         """
         raw = self._raw
-        if settling and settling.resumed:
-            self._refuse_moved()
         taken = [
             sql.SQL(
                 "{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::text else s.{0} end"
@@ -225,40 +243,6 @@ class ChangesStaging:
             )
         return count
 
-    def _refuse_moved(self) -> None:
-        """Raise DriftError for a row with a new key of which the copy was made later, in part.
-
-        Under its old key, raw may have another row by now.
-        """
-        raw, under = self._raw, self._own[2:]
-        row = self._destination.execute(
-            sql.SQL(
-                "select {} from {} s join {} r on {} where s._op = 'p' and row({}) is distinct from"
-                " row({}) limit 1"
-            ).format(
-                self._key_text,
-                self._name,
-                raw.name,
-                self._same_key("r"),
-                _COMMA.join(under),
-                _COMMA.join(sql.Identifier(f"_{place}") for _, place in self._keys),
-            )
-        ).fetchone()
-        if row:
-            raise DriftError(
-                f"{raw.target.key}: the key of row {row[0]} changed while the copy of {raw.target}"
-                " was interrupted: which of its large values are its own cannot be told",
-                hint=f"exporter load {raw.target.key} --full-refresh",
-            )
-
-    @property
-    def _key_text(self) -> sql.Composable:
-        parts = (
-            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
-            for name, place in self._keys
-        )
-        return sql.SQL("concat_ws(', ', {})").format(_COMMA.join(parts))
-
 
 def refuse_unfit(raw: RawTable) -> None:
     """Raise DriftError for a raw table that cannot take changes."""
@@ -271,15 +255,27 @@ def refuse_unfit(raw: RawTable) -> None:
         )
 
 
-def refused(raw: RawTable, error: psycopg.Error) -> RowError:
-    """Return the error for a change that the destination does not take."""
+def refused(
+    destination: Connection,
+    raw: RawTable,
+    error: psycopg.Error,
+    staging: sql.Identifier,
+    key: sql.Composable,
+    apply: Callable[[], object],
+) -> RowError:
+    """Return the error for a change that the destination does not take, found by its key.
+
+    The changes are as they were at the savepoint ``staged``; ``apply`` lands them.
+    """
+    destination.execute("rollback to staged")
+    row = find_refused(destination, staging, key, apply)
     column = f", column {error.diag.column_name}" if error.diag.column_name else ""
     # PostgreSQL's message without the value that it quotes
     message = (error.diag.message_primary or "refused").partition(': "')[0]
     return RowError(
-        f"{raw.target.key}: a change{column} is refused: {message}",
-        hint="correct the table at the destination, then run exporter load again: it goes"
-        " on before these changes",
+        f"{raw.target.key}: the change of row {row}{column} is refused: {message}",
+        hint=f"correct {raw.target} at the destination, then run exporter load {raw.target.key}"
+        " again: it goes on before this change",
     )
 
 

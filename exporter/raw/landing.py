@@ -13,6 +13,7 @@ from exporter.errors import RowError
 from exporter.raw.history import refuse_disorder
 from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
+from exporter.raw.refused import find_refused
 from exporter.raw.statements import PLACE, STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
@@ -151,39 +152,18 @@ class Staging:
         return row_error(self._raw, error, batch, block, found[2] if found else None)
 
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
-        """Find the row by halving what is staged: the message does not name it by its key."""
-        destination = self._destination
-        count = destination.execute(sql.SQL("select count(*) from {}").format(STAGING)).fetchone()
-        low, high = 0, count[0] - 1 if count else 0
-        while low < high:
-            middle = (low + high) // 2
-            if self._fails(low, middle):
-                high = middle
-            else:
-                low = middle + 1
         key = sql.SQL(", ").join(
             sql.SQL("{} || '=' || {}::text").format(sql.Literal(name), sql.Identifier(name))
             for name in self._key
         )
-        row = destination.execute(
-            sql.SQL("select concat_ws(', ', {}) from {} order by ctid offset {} limit 1").format(
-                key, STAGING, low
-            )
-        ).fetchone()
-        return row_error(self._raw, error, batch, str(row[0]) if row else "?", None)
-
-    def _fails(self, first: int, last: int) -> bool:
-        """Whether some of the staged rows, which lie in the order of COPY, are refused alone."""
-        destination = self._destination
-        place = sql.SQL("(select ctid from {} order by ctid offset %s limit 1)").format(STAGING)
-        others = sql.SQL("delete from {0} where ctid < {1} or ctid > {1}").format(STAGING, place)
-        try:
-            with destination.transaction(force_rollback=True):
-                destination.execute(others, (first, last))
-                destination.execute(landing(self._raw, Lands.ANY, "2000-01-01", [])[0])
-        except psycopg.Error:
-            return True
-        return False
+        statement = landing(self._raw, Lands.ANY, "2000-01-01", [])[0]
+        row = find_refused(
+            self._destination,
+            STAGING,
+            sql.SQL("concat_ws(', ', {})").format(key),
+            lambda: self._destination.execute(statement),
+        )
+        return row_error(self._raw, error, batch, row, None)
 
 
 def row_error(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import psycopg
 from psycopg import sql
 
 from exporter.errors import DriftError
-from exporter.raw.changes import Landed, blocks, refuse_unfit, refused
+from exporter.raw.changes import Doubted, Landed, blocks, refuse_unfit, refused
 from exporter.raw.history import in_order, insert, newest
 from exporter.raw.landing import BY_INDEX
 from exporter.raw.table import RawTable
 from exporter.source.versions import AT, DELETE, LSN, OP, OWN, SEQ, XID, Part, Versions
-from exporter.state import Copied
 from exporter.wire import Connection, find_operators, pour
 
 _COMMA = sql.SQL(", ")
@@ -20,9 +21,15 @@ _STANDS = (LSN, SEQ, AT, XID)  # where a version stands, as it is staged
 
 
 class HistoryStaging:
-    """A temporary table for the versions of one raw table. Its rows go with each transaction."""
+    """A temporary table for the versions of one raw table. Its rows go with each transaction.
 
-    def __init__(self, destination: Connection, raw: RawTable, number: int) -> None:
+    ``trusting``: raw takes every version, so that no savepoint is needed to name one.
+    """
+
+    def __init__(
+        self, destination: Connection, raw: RawTable, number: int, *, trusting: bool
+    ) -> None:
+        self._trusting = trusting
         refuse_unfit(raw)
         self._destination = destination
         self._raw = raw
@@ -33,31 +40,49 @@ class HistoryStaging:
         self._places = {one.name: sql.Identifier(f"_{n}") for n, one in enumerate(self._columns)}
         self._under = [sql.Identifier(f"_under_{n}") for n in range(len(raw.key))]
 
-    def land(self, changes: Versions, stamp: str, settling: Copied | None) -> Landed:
-        """Append versions in the running transaction. Raises RowError, DriftError."""
+    def land(self, changes: Versions, stamp: str, *, settling: bool) -> Landed:
+        """Append versions in the running transaction. Raises RowError, DriftError, Doubted."""
         del settling  # a history's copy is of one moment: what follows fits it
         landed = Landed()
         if not self._made:
             self._make()
-        try:
-            for part in changes.parts:
-                if part.emptied is not None:
-                    landed.deleted += self._emptied(part.emptied, stamp)
-                if part.rows:
-                    self._fill(part, landed)
-                    if changes.patches:
-                        self._destination.execute(BY_INDEX)
-                        self._refuse_unknown()
-                    landed.written += self._destination.execute(self._appended(stamp)).rowcount
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            raise refused(self._raw, error) from None
+        for part in changes.parts:
+            if part.emptied is not None:
+                landed.deleted += self._emptied(part.emptied, stamp)
+            if part.rows:
+                self._fill(part, landed)
+                if changes.patches:
+                    self._destination.execute(BY_INDEX)
+                    self._refuse_unknown()
+                landed.written += self._append(stamp)
         landed.written -= changes.removals
         landed.read = sum(len(part.rows) for part in changes.parts) - changes.removals
         landed.deleted += changes.removals
         landed.emptied_by = changes.emptied_by
         return landed
 
+    def _append(self, stamp: str) -> int:
+        destination, statement = self._destination, self._appended(stamp)
+        if not self._trusting:
+            destination.execute("savepoint staged")
+        try:
+            return destination.execute(statement).rowcount
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            if self._trusting:
+                raise Doubted from None
+            apply = functools.partial(destination.execute, statement)
+            key = self._key_text
+            raise refused(destination, self._raw, error, self._name, key, apply) from None
+
     # -- the statements
+
+    @property
+    def _key_text(self) -> sql.Composable:
+        key = _COMMA.join(
+            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), self._places[name])
+            for name in self._raw.target.conflict_columns
+        )
+        return sql.SQL("concat_ws(', ', {})").format(key)
 
     def _make(self) -> None:
         keys = self._raw.target.conflict_columns
@@ -96,15 +121,13 @@ class HistoryStaging:
     def _refuse_unknown(self) -> None:
         """Raise DriftError where raw does not have the version that a staged row keeps some of."""
         raw = self._raw
-        key = _COMMA.join(
-            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), self._places[name])
-            for name in raw.target.conflict_columns
-        )
         row = self._destination.execute(
             sql.SQL(
-                "select concat_ws(', ', {key}) from {staged} s where s._kept is not null"
+                "select {key} from {staged} s where s._kept is not null"
                 " and coalesce((select b._op from ({before}) b), {gone}) = {gone} limit 1"
-            ).format(key=key, staged=self._name, before=self._before, gone=sql.Literal(DELETE))
+            ).format(
+                key=self._key_text, staged=self._name, before=self._before, gone=sql.Literal(DELETE)
+            )
         ).fetchone()
         if row:
             raise DriftError(

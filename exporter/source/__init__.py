@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "Blocks",
     "Column",
+    "CopyReader",
     "Horizon",
     "Lands",
     "Plan",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from exporter.errors import SourceError
 from exporter.source import pgoutput
-from exporter.source.member import Member
+from exporter.source.member import Member, refuse_unkeyed, unkeyed
 from exporter.source.pgoutput import NULL, Fields, Relation
 from exporter.source.versions import Commit, VersionLayout, Versions
 
@@ -23,6 +23,14 @@ _STEP = 64 * 1024 * 1024  # bytes of WAL after which a position is worth to be s
 # A staged row is new to raw; raw has it; raw has the rest of it; raw may have the rest; it is gone.
 NEW, CHANGED, PATCH, PRESENT, REMOVE = b"nupid"
 _OP = 6  # the place of it in a staged row
+
+
+class Unsettled(Exception):  # noqa: N818  no error: the load copies the table again
+    """A change keeps of its row what a copy of two moments cannot tell."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 class Grown(Exception):  # noqa: N818  no error: the load looks at the table again
@@ -67,16 +75,11 @@ class _Layout:
 
     def __init__(self, member: Member, relation: Relation) -> None:
         at = {name: place for place, name in enumerate(relation.columns)}
-        missing = [name for name in member.keys if name not in at]
-        if missing:
-            raise SourceError(
-                f"{member.key}: the changes lack {', '.join(missing)}, a column of the key",
-                hint=f"exporter load {member.key} --full-refresh",
-            )
+        self.unkeyed = unkeyed(member, relation)
         self.member = member
         self.oid = member.oid
         self.snapshot = member.snapshot
-        self.key_places = [at[name] for name in member.keys]
+        self.key_places = [at.get(name, -1) for name in member.keys]
         self.places = [None if name is None else at.get(name, -1) for name in member.columns]
         self.lacks = -1 in self.places  # columns that are newer than these changes
         self.plain = self.places == list(range(len(relation.columns)))
@@ -86,7 +89,7 @@ class _Layout:
         self.new = self._whole(NEW)
         self.changed = self._whole(CHANGED)
         # where the key's columns are in a staged row
-        self._staged_keys = {member.columns.index(name): at[name] for name in member.keys}
+        self._staged_keys = {member.columns.index(name): at.get(name, -1) for name in member.keys}
 
     def gathered(self) -> Changes:
         """Return what the table's changes are gathered in."""
@@ -122,7 +125,10 @@ class _Layout:
         """Return the row that removes this one."""
         row = [NULL] * len(self.places)
         for staged, place in self._staged_keys.items():
-            row[staged] = fields[place] or NULL
+            value = fields[place]
+            if value is None or value == NULL:
+                refuse_unkeyed(self.member.key, self.member.keys)
+            row[staged] = value
         return self._whole(REMOVE) + b"".join(row)
 
     def parsed(self, row: bytes) -> tuple[int, Fields, bytes]:
@@ -228,6 +234,8 @@ class Gatherer:
     def _land(self, layout: _Layout | VersionLayout, kind: int, message: bytes) -> None:
         if layout.snapshot is not None and layout.snapshot.shows(self._transaction.xid):
             return
+        if layout.unkeyed and kind != pgoutput.TRUNCATE:
+            refuse_unkeyed(layout.member.key, layout.unkeyed)
         changes = self._changes.get(layout.member.key)
         if changes is None:
             changes = self._changes[layout.member.key] = layout.gathered()
@@ -287,6 +295,8 @@ class Gatherer:
         else:
             is_new = earlier is not None and earlier[_OP] == NEW
         if None in chosen:
+            if before != key and layout.member.resumed:  # raw may have another row under it by now
+                raise Unsettled(layout.member.key)
             rows[key] = layout.staged(op, chosen, under)
             changes.patches = True
         else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from exporter.config import Definition
 from exporter.errors import SourceError, UsageError
-from exporter.source import slots
+from exporter.source import publication, slots
 from exporter.source.blocks import select
 from exporter.source.catalog import Column, Table
 from exporter.source.landed import position_of
@@ -42,6 +42,7 @@ class CopyReader(ScanReader):
         """``slot``: the one that is going to be read, where that is not the one remembered."""
         super().__init__(source, definition)
         self._slot, self._foreseen = slot, slot is not None
+        self._sent: str | None = None
         self._history = definition.destination.is_history
 
     @contextlib.contextmanager
@@ -51,6 +52,8 @@ class CopyReader(ScanReader):
             refuse_unfit(self._source, self._definition, self.table)
             if not self._foreseen and destination is not None and remembered.exist(destination):
                 self._slot = remembered.of(destination, self.found)
+            if self._slot:
+                self._sent = publication.sent(self._source, self._slot.name, table.oid)
             row = self._source.execute("select pg_current_snapshot()::text").fetchone()
             assert row is not None
             self._seen = str(row[0])
@@ -67,9 +70,8 @@ class CopyReader(ScanReader):
         return reading._replace(columns=columns)
 
     def doubt(self, stored: State) -> Judgement:
-        """See ``Reader``."""
-        reason = self._why(stored)
-        return Judgement(Worth.REREAD, reason) if reason else Judgement(Worth.ONWARD)
+        """See ``Reader``. Whether the table is copied was decided before."""
+        return Judgement(Worth.ONWARD)
 
     def why_copy(self, stored: State, now: Binding, *, empty: bool) -> str:
         """Return why the table has to be copied before its changes are applied; "" if it has not.
@@ -85,19 +87,26 @@ class CopyReader(ScanReader):
         judgement = judge(before, now, raw_is_empty=empty and stored.cursor is not None)
         if judgement.worth is not Worth.ONWARD:
             return judgement.reason
-        return self._why(stored)
+        return self.why_missed(stored)
 
-    def _why(self, stored: State) -> str:
+    def why_missed(self, stored: State) -> str:
+        """Return why the table may have missed changes; "" where it has not."""
         slot = stored.slot
         if slot is None:
             return ""
         if self._slot is None or slot.name != self._slot.name:
             return f"the slot {slot.name} is gone: everything is read once, and compared with raw"
+        name = f"{self._declared.schema}.{self._declared.table}"
+        if slot.sent != self._sent:
+            return (
+                f"{name} was not in the publication {slot.name} all the time, or that was altered:"
+                " everything is read once, and compared with raw"
+            )
         return self._why_files(slot)
 
     def _why_files(self, slot: Copied) -> str:
+        name = f"{self._declared.schema}.{self._declared.table}"
         if self._is_another(slot):
-            name = f"{self._declared.schema}.{self._declared.table}"
             return (
                 f"{name} was written anew, or has other partitions, which sends no changes:"
                 " everything is read once, and compared with raw"
@@ -113,13 +122,7 @@ class CopyReader(ScanReader):
                 f"{self._definition.where}: {self._key} is read by its changes, and has no cursor"
                 " for --since and --until",
             )
-        if not target.keyed:
-            keys = ", ".join(self._definition.destination.conflict_columns)
-            raise SourceError(
-                f"{self._declared.where}: changes need a key that is unique at the source and never"
-                f" NULL, and {keys} has no unique index there, or may be NULL",
-                hint="exporter.conflict_columns: the columns of the primary key",
-            )
+        self.refuse_unkeyed(target)
         self._empty = empty
         self._current = stored
         plan = Plan(
@@ -138,16 +141,47 @@ class CopyReader(ScanReader):
                 hint=f"exporter load {self._key} makes it",
             )
         same = not empty and self._goes_on(stored)
-        fresh = Copied(self._slot.name, self._seen, None, self.files())
+        fresh = Copied(self._slot.name, self._seen, None, self.files(), self._sent)
         if same and stored.slot:
             fresh = stored.slot._replace(resumed=True)
         self._moment = self._moment._replace(slot=fresh)
         if self._is_first(stored, target, wanted, empty=empty):
             return self._first(plan, target, empty=empty)
+        # Until the end of it is stored, rows that are newer than the position are no copy.
+        self._current = stored._replace(slot=fresh._replace(snapshot=None))
         self._finish = lambda: self._complete(stored)
         query = select(self.table, plan.stream[:-1], TRUE)
         return plan._replace(
-            path="full refresh", query=query, lands=Lands.WHOLE, rows=self.table.rows
+            path="full refresh",
+            query=query,
+            lands=Lands.WHOLE,
+            rows=self.table.rows,
+            max_deletes=100 if self._is_emptied(stored) else wanted.max_deletes,
+        )
+
+    def refuse_unkeyed(self, target: Target) -> None:
+        """Raise SourceError where the source does not prove that the key tells rows apart."""
+        if not target.keyed:
+            keys = ", ".join(self._definition.destination.conflict_columns)
+            raise SourceError(
+                f"{self._declared.where}: changes need a key that is unique at the source and never"
+                f" NULL, and {keys} has no unique index there, or may be NULL",
+                hint="exporter.conflict_columns: the columns of the primary key",
+            )
+
+    def _is_emptied(self, stored: State) -> bool:
+        """Whether it may be TRUNCATE, or a partition that is gone, that took rows of this table.
+
+        They are changes as any other, and take as much as they take.
+        """
+        slot = stored.slot
+        return bool(
+            slot
+            and self._slot
+            and slot.name == self._slot.name
+            and stored.binding
+            and stored.binding.source.oid == self.table.oid
+            and self._is_another(slot)
         )
 
     def _follows(self, stored: State) -> bool:
@@ -165,7 +199,8 @@ class CopyReader(ScanReader):
             and not self._history
             and slot is not None
             and self._slot is not None
-            and (slot.name, slot.files) == (self._slot.name, files)
+            and slot.snapshot is not None
+            and (slot.name, slot.files, slot.sent) == (self._slot.name, files, self._sent)
             and self._left_at(stored) is not None
         )
 
@@ -191,7 +226,7 @@ class CopyReader(ScanReader):
         if not is_to_copy:
             slot = slot._replace(files=self.files())
         if lsn_number(lsn) >= lsn_number(until):  # no change can be in the copy any more
-            slot = slot._replace(snapshot=None)
+            slot = slot._replace(snapshot=None, resumed=False)
         cursor = Position(lsn) if rows else None
         return self._moment._replace(cursor=cursor, slot=slot, exported_at=stored.exported_at)
 
@@ -202,14 +237,14 @@ class CopyReader(ScanReader):
         names = [None if one.expression == "null" else one.name for one in columns]
         known = frozenset(column.name for column in self.table.columns)
         text = stored.slot.snapshot
-        snapshot = Snapshot.of_text(text) if text else None
+        snapshot, resumed = Snapshot.of_text(text) if text else None, stored.slot.resumed
         if not self._history:
-            return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot)
+            return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot, resumed)
         # What the source has lost meanwhile, earlier changes still have.
         names = [one.name for one in columns if one.name not in OWN]
         known |= frozenset(filter(None, names))
         near = self.found.next_xid
-        return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot, near)
+        return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot, near=near)
 
     def files(self) -> dict[str, str]:
         """Return the files of its heaps: a table that is written anew has others."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from exporter.errors import SourceError
+from exporter.source.pgoutput import Relation
 
 
 class Snapshot(NamedTuple):
@@ -28,7 +32,8 @@ class Member(NamedTuple):
     """A table whose changes land. ``columns`` are raw's; None stands for one the source lost.
 
     ``known`` are all columns that the source has now. Changes that the ``snapshot`` shows are in
-    raw already. Of a table that keeps its versions, ``near`` is a transaction id of now.
+    raw already; ``resumed``: parts of the copy are of a later one. Of a table that keeps its
+    versions, ``near`` is a transaction id of now.
     """
 
     key: str
@@ -37,7 +42,23 @@ class Member(NamedTuple):
     keys: tuple[str, ...]
     known: frozenset[str]
     snapshot: Snapshot | None = None
+    resumed: bool = False
     near: int | None = None
+
+
+def unkeyed(member: Member, relation: Relation) -> list[str]:
+    """Return the columns of the key by which changes of this description do not tell their rows."""
+    told = relation.told or relation.columns  # a table without an identity has but new rows
+    return [name for name in member.keys if name not in relation.columns or name not in told]
+
+
+def refuse_unkeyed(key: str, names: Sequence[str]) -> NoReturn:
+    """Raise SourceError: which rows the changes are of cannot be told."""
+    raise SourceError(
+        f"{key}: the changes lack {', '.join(names)}, a column of the key: the replica identity, or"
+        " the column, was another one when they were made",
+        hint=f"exporter load {key} --full-refresh",
+    )
 
 
 def whole_xid(xid: int, near: int) -> int:

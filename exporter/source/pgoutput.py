@@ -17,6 +17,7 @@ _NEW, _OLD, _TEXT, _NULL = b"NOtn"
 _length = Struct(">I").unpack_from
 _begin = Struct(">QqI").unpack_from
 _commit = Struct(">BQQ").unpack_from
+_IS_IDENTITY = 1
 _OF_COLUMN = 8  # bytes: the type and its modifier
 
 
@@ -28,6 +29,7 @@ class Relation(NamedTuple):
     name: str
     identity: str  # pg_class.relreplident
     columns: tuple[str, ...]
+    told: frozenset[str]  # columns that an old row has; none of a table without an identity
 
 
 def begins(message: bytes) -> tuple[int, int, int]:
@@ -57,13 +59,16 @@ def relation(message: bytes) -> Relation:
     name, end = _text(message, end)
     identity = chr(message[end])
     count = int.from_bytes(message[end + 1 : end + 3], "big")
-    place, columns = end + 3, []
+    place, columns, told = end + 3, [], []
     for _ in range(count):
+        flags = message[place]
         column, place = _text(message, place + 1)
         columns.append(column)
+        told += [column] if flags & _IS_IDENTITY else []
         place += _OF_COLUMN
     # pg_catalog's name is sent as an empty one
-    return Relation(oid_of(message), schema or "pg_catalog", name, identity, tuple(columns))
+    schema = schema or "pg_catalog"
+    return Relation(oid_of(message), schema, name, identity, tuple(columns), frozenset(told))
 
 
 def _text(message: bytes, place: int) -> tuple[str, int]:

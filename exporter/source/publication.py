@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -83,6 +83,34 @@ def statements(
             statement = sql.SQL("alter publication {} {} table {}")
             found.append(statement.format(named, sql.SQL(action), _COMMA.join(names)))
     return found, [f"{schema}.{table}" for schema, table in gone if (schema, table) not in wanted]
+
+
+def sent(source: Connection, name: str, table: int) -> str | None:
+    """Return what of the publication sends a table: another one when it was altered meanwhile."""
+    row = source.execute(
+        "select concat_ws('/', p.oid, p.xmin, r.oid) from pg_publication p"
+        " left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = %s"
+        " where p.pubname = %s",
+        (table, name),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def refuse_nested(source: Connection, tables: Sequence[int]) -> None:
+    """Raise SourceError for a partition beside a table that it belongs to.
+
+    A publication sends its changes once, as those of the table.
+    """
+    row = source.execute(
+        "select t::oid::regclass::text, a::text from unnest(%(tables)s::oid[]) t,"
+        " pg_partition_ancestors(t) a where a::oid = any(%(tables)s::oid[]) and a::oid <> t",
+        {"tables": list(tables)},
+    ).fetchone()
+    if row:
+        raise SourceError(
+            f"{row[0]} is a partition of {row[1]}: a slot sends its changes as those of {row[1]}",
+            hint="read one of the two by its changes, the other one by scan",
+        )
 
 
 def publish(

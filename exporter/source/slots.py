@@ -18,8 +18,13 @@ from exporter.wire.replication import lsn_number, lsn_text
 PREFIX = "exporter_"
 _WAIT = 60.0  # seconds for transactions that were running to end
 _TELL = 3.0  # seconds after which a person is told whom we wait for
-_PLUGIN = "pgoutput"
+PLUGIN = "pgoutput"
 _DISK = 10.0  # seconds that the WAL may take to get there
+_NUDGE = 0.1  # seconds after which we see to it
+_FLUSH = (
+    "begin; set local synchronous_commit = on;"
+    " select pg_logical_emit_message(true, 'dbt-exporter', ''); commit"
+)
 _PAGE, _HEADERS = 8192, (24, 40)  # bytes of the WAL's pages, and of what each begins with
 _RIGHT = "alter role {} replication"  # the same on Cloud SQL and Azure
 
@@ -129,14 +134,16 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
     failover = ", failover => true" if source.info.server_version >= 170000 else ""
     statement = sql.SQL(
         "select lsn::text from pg_create_logical_replication_slot({}, {}{})"
-    ).format(sql.Literal(name), sql.Literal(_PLUGIN), sql.SQL(failover))
+    ).format(sql.Literal(name), sql.Literal(PLUGIN), sql.SQL(failover))
     until = time.monotonic() + _WAIT
     wait = _TELL
     try:
         while True:
             try:
                 source.execute(
-                    sql.SQL("set statement_timeout = {}").format(sql.Literal(f"{wait:.0f}s"))
+                    sql.SQL("set statement_timeout = {}").format(
+                        sql.Literal(f"{1000 * wait:.0f}ms")
+                    )
                 )
                 row = source.execute(statement).fetchone()
                 assert row is not None
@@ -237,7 +244,8 @@ def _waits(source: Connection) -> SourceError:
     return SourceError(
         f"{writers(source) or 'a transaction'} did not end within {_WAIT:.0f} s: before it has,"
         " what it writes could be missed",
-        hint="let it end, or end it: select pg_terminate_backend(<process>)",
+        hint="let it end, or end it: select pg_terminate_backend(<process>); rollback prepared"
+        " '<transaction>'",
     )
 
 
@@ -262,7 +270,7 @@ def end_of_wal(source: Connection) -> int:
     end = lsn_number(row[0])
     if end % _PAGE in _HEADERS:  # where the next record goes, behind the header of a new page
         end -= end % _PAGE
-    until = time.monotonic() + _DISK
+    until, nudge = time.monotonic() + _DISK, time.monotonic() + _NUDGE
     while True:  # what is committed without waiting for the disk reaches it within a second
         flushed = source.execute("select pg_current_wal_flush_lsn()::text").fetchone()
         if flushed and lsn_number(flushed[0]) >= end:
@@ -272,6 +280,10 @@ def end_of_wal(source: Connection) -> int:
                 "the source does not write its WAL to disk",
                 hint="select * from pg_stat_activity where backend_type = 'walwriter'",
             )
+        if time.monotonic() > nudge:
+            # What a reader tidied up is written by nobody before somebody commits.
+            source.execute(_FLUSH)
+            nudge = until
         time.sleep(0.005)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from exporter.errors import SourceError
 from exporter.source import pgoutput
 from exporter.source.catalog import Column
-from exporter.source.member import Member, whole_xid
+from exporter.source.member import Member, unkeyed, whole_xid
 from exporter.source.pgoutput import NULL, Fields, Relation
 
 OP, LSN, SEQ, AT, XID = "_op", "_lsn", "_seq", "_committed_at", "_xid"
@@ -102,17 +102,12 @@ class VersionLayout:
 
     def __init__(self, member: Member, relation: Relation) -> None:
         at = {name: place for place, name in enumerate(relation.columns)}
-        missing = [name for name in member.keys if name not in at]
-        if missing:
-            raise SourceError(
-                f"{member.key}: the changes lack {', '.join(missing)}, a column of the key",
-                hint=f"exporter load {member.key} --full-refresh",
-            )
         assert member.near is not None
         self.member = member
         self.snapshot = member.snapshot
         self._near = member.near
-        self._keys = [at[name] for name in member.keys]
+        self.unkeyed = unkeyed(member, relation)
+        self._keys = [at.get(name, -1) for name in member.keys]
         # A column that these changes do not have was not there when they were made.
         self._places = [at.get(name, -1) if name else -1 for name in member.columns]
         self._own = 2 + len(self._keys) + len(ORDER) + 2  # staged columns before raw's

@@ -121,7 +121,8 @@ class Copied(NamedTuple):
 
     ``until``: the position behind which the copy is as if it had never been; None while the copy
     goes on. ``files`` are those of its heaps: a table that is written anew sends no changes.
-    ``resumed``: some rows are of a later snapshot.
+    ``sent`` is what of the publication sends the table: altered meanwhile, it has missed some.
+    ``resumed``: the rest of the copy is of a later snapshot than this one.
     ``emptied_by`` is the transaction of the last TRUNCATE that a history has got.
     """
 
@@ -129,6 +130,7 @@ class Copied(NamedTuple):
     snapshot: str | None
     until: str | None
     files: dict[str, str]
+    sent: str | None = None
     resumed: bool = False
     emptied_by: int | None = None
 

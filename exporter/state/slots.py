@@ -222,15 +222,12 @@ def leave(destination: Connection, name: str, tables: list[str]) -> None:
     )
 
 
-def leave_one(destination: Connection, target: Destination) -> bool:
-    """Take note that a table that was read on is not: it misses changes until it is copied.
-
-    Return whether it was.
-    """
-    done = destination.execute(
+def leave_one(destination: Connection, target: Destination) -> None:
+    """Take note that a table misses changes until it is copied, from the start."""
+    destination.execute(
         sql.SQL(
-            "update {} set slot = null where relation = %s and slot ->> 'until' is not null"
+            'update {} set slot = slot || \'{{"until": null, "snapshot": null}}\''
+            " where relation = %s"
         ).format(position.STATE),
         (str(target),),
     )
-    return done.rowcount > 0

@@ -7,18 +7,19 @@ import time
 from dataclasses import dataclass, field
 
 import psycopg
+from psycopg import sql
 
 from exporter import state
 from exporter.config import Definition
-from exporter.errors import DatabaseError, ExporterError
+from exporter.errors import DatabaseError, ExporterError, SourceError
 from exporter.load import deletes
 from exporter.load.one import load
 from exporter.load.transfer import After, Transfer
 from exporter.raw import compare
 from exporter.raw.compare import Difference, Sums
-from exporter.raw.sides import Comparison, comparison
-from exporter.source import Table, describe, find_table, keyed, reader_of
-from exporter.terminal import Console, signals
+from exporter.raw.sides import FALSE, Comparison, comparison
+from exporter.source import CopyReader, Table, describe, find_table, keyed, reader_of
+from exporter.terminal import Console, Say, signals
 from exporter.wire import Connection, Sessions, connect, first_line, stopped_in_order, with_retries
 
 
@@ -99,7 +100,7 @@ def advice(definition: Definition, verdict: Verdict) -> str:
             f"{gone:,} rows are gone at the source, and stay while exporter.deletes is ignore;"
             f" set it to mark or remove ({definition.where}), then {command}"
         )
-    if target.mode != "upsert":
+    if target.mode != "upsert" or definition.source.read == "changes":
         command = f"exporter load {definition.key} --full-refresh"
     return f"raw is not what the source is: {command} makes it so"
 
@@ -163,10 +164,10 @@ def _compare(
         both, lambda rows, size: console.progress(definition.key, rows, size, table.rows)
     )
     if verdict.sums.differ:
-        _classify(definition, both, verdict)
+        _classify(definition, both, verdict, say)
 
 
-def _classify(definition: Definition, both: Comparison, verdict: Verdict) -> None:
+def _classify(definition: Definition, both: Comparison, verdict: Verdict, say: Say) -> None:
     """Distinguish lost rows from those in flight, by raw and position as of one moment.
 
     The source is looked at after them: what it has then and they have not is for the next load.
@@ -179,13 +180,33 @@ def _classify(definition: Definition, both: Comparison, verdict: Verdict) -> Non
             stored = state.read(destination, definition.destination)
         reader = reader_of(definition, source)
         with reader.opened(stored, None):
+            unreplicated = both.unreplicated(reader.horizon)
+            if isinstance(reader, CopyReader):
+                unreplicated = _pending(both, reader, stored, say)
             verdict.counts = compare.classify(
                 both,
                 verdict.sums,
                 in_flight=reader.in_flight(stored),
-                unreplicated=both.unreplicated(reader.horizon),
+                unreplicated=unreplicated,
             )
             verdict.rows = compare.differing_rows(both)
+
+
+def _pending(both: Comparison, reader: CopyReader, stored: state.State, say: Say) -> sql.Composable:
+    """Return the condition for rows of raw that the slot has changes of; where it can be read."""
+    from exporter.verify.pending import pending  # noqa: PLC0415  what most do not need
+
+    try:
+        with both.raw.session.transaction():
+            return pending(both, reader, stored)
+    except (psycopg.Error, DatabaseError, SourceError) as error:
+        why = first_line(error) if isinstance(error, psycopg.Error) else error.message
+        say(
+            f"the slot cannot be read now: rows that were deleted since the last load count as"
+            f" extra, and keys that changed ({why})",
+            "warning",
+        )
+        return FALSE
 
 
 def _repairing(verdict: Verdict, max_percent: float) -> After:

@@ -127,6 +127,10 @@ def connect(variable: str, name: str = "dbt-exporter", *, replication: bool = Fa
         hint = "is the server up, and the URL right?"
         if "startup parameter" in reason:
             hint = "a pooler refuses what the URL asks for at the start, such as its options"
+            if replication:
+                hint = "a pooler does not lead to a slot: name the server itself"
+        elif "max_wal_senders" in reason:
+            hint = "raise max_wal_senders, or end a receiver: select * from pg_stat_replication"
         raise DatabaseError(f"{variable}: {reason}", hint=hint) from None
     return session
 

@@ -338,6 +338,5 @@ def test_a_key_that_was_taken_over_while_a_copy_was_interrupted(place: Workplace
         assert "is active" in refused(place)[1]
     finally:
         receiver.finish()
-    assert "the key of row id=-1 changed while the copy" in refused(place)[1]
-    results(place, "--full-refresh", "thing")
+    assert results(place)["thing"]["rows_read"] >= 8000  # copied once more, from the start
     same(place, "thing")

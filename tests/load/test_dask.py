@@ -19,6 +19,7 @@ import pytest
 
 from exporter.demo.embedded import running_server
 from tests.conftest import ROOT, Workplace, compare, fill
+from tests.helpers.changes import define, results, same
 from tests.helpers.processes import start_load
 from tests.helpers.tables import ITEM
 
@@ -445,3 +446,21 @@ def test_what_is_missing_is_told(place: Workplace) -> None:
         done = place.run("exporter", "load", "--scheduler", cluster.address)
     assert done.returncode == 2, done.stderr
     assert "DATABASE_URL_CORE is not set" in done.stderr
+
+
+def test_tables_that_are_read_by_their_changes(place: Workplace) -> None:
+    """A worker copies each; their changes come here."""
+    for table in ("one", "two"):
+        place.query(
+            place.core,
+            f"create table {table} (id int primary key, a text);"
+            f"insert into {table} select i, 'a' from generate_series(1, 50) i",
+        )
+    define(place, "one", "two")
+    with running_cluster(place, environments=({},)) as cluster:
+        words = ("--scheduler", cluster.address)
+        assert [one["rows_written"] for one in results(place, *words).values()] == [50, 50]
+        place.query(place.core, "delete from one where id < 9; update two set a = 'b'")
+        found = results(place, *words)
+        assert (found["one"]["rows_deleted"], found["two"]["rows_read"]) == (8, 50)
+    same(place, "one", "two")

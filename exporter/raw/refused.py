@@ -1,0 +1,54 @@
+"""Which of the staged rows it is that the destination refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+from psycopg import sql
+
+from exporter.wire import Connection
+
+
+def find_refused(
+    destination: Connection,
+    staging: sql.Identifier,
+    key: sql.Composable,
+    apply: Callable[[], object],
+) -> str:
+    """Return the ``key`` of the first row that ``apply`` fails with, by halving what is staged.
+
+    The message does not name it by its key. The rows lie in the order of COPY. Must be called in a
+    transaction that has been rolled back to where they were staged.
+    """
+    count = destination.execute(sql.SQL("select count(*) from {}").format(staging)).fetchone()
+    low, high = 0, count[0] - 1 if count else 0
+    while low < high:
+        middle = (low + high) // 2
+        if _fails(destination, staging, low, middle, apply):
+            high = middle
+        else:
+            low = middle + 1
+    row = destination.execute(
+        sql.SQL("select {} from {} s order by ctid offset {} limit 1").format(key, staging, low)
+    ).fetchone()
+    return str(row[0]) if row else "?"
+
+
+def _fails(
+    destination: Connection,
+    staging: sql.Identifier,
+    first: int,
+    last: int,
+    apply: Callable[[], object],
+) -> bool:
+    """Whether some of the staged rows are refused alone."""
+    place = sql.SQL("(select ctid from {} order by ctid offset %s limit 1)").format(staging)
+    others = sql.SQL("delete from {0} where ctid < {1} or ctid > {1}").format(staging, place)
+    try:
+        with destination.transaction(force_rollback=True):
+            destination.execute(others, (first, last))
+            apply()
+    except psycopg.Error:
+        return True
+    return False

@@ -103,7 +103,7 @@ def _of_slots(slots: Sequence[Slot]) -> Samples:
             slot.behind,
             read_at,
             slot.known.seconds if slot.known else None,
-            slot.found.lost,
+            bool(slot.found.lost),
         )
         for name, value in zip(SLOTS, values, strict=True):
             if value is not None:

@@ -91,8 +91,8 @@ class Slot(NamedTuple):
             why = "no definition is read by its changes there any more"
             return Concern(f"{name} holds back {self._held}, and {why}", (drop,))
         if self.found.lost:
-            why = "is lost: the next load makes a new one, and copies its tables"
-            return Concern(f"{name} {why}", (load,))
+            then = "the next load makes a new one, and copies its tables"
+            return Concern(f"{name} is lost: {self.found.lost}; {then}", (load,))
         if known.seconds is None or known.seconds > _LONG:
             last = "has never been read to its end"
             if known.seconds is not None:

@@ -112,7 +112,7 @@ def find(source: Connection, name: str | None = None) -> list[Found]:
         "select slot_name, plugin, database, active_pid, confirmed_flush_lsn::text,"
         # By name: servers before 17 lack the one column, those before 16 the other.
         " case when coalesce(wal_status <> 'lost', true) and restart_lsn is not null then ''"
-        " when (to_jsonb(s)->>'conflicting')::bool then 'rows_removed'"
+        " when (to_jsonb(s)->>'conflicting')::bool and restart_lsn is not null then 'rows_removed'"
         " else coalesce(to_jsonb(s)->>'invalidation_reason', 'wal_removed') end,"
         " pg_wal_lsn_diff(lsn, restart_lsn)::bigint, lsn::text,"
         " extract(epoch from clock_timestamp()"

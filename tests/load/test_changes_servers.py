@@ -303,6 +303,7 @@ def test_who_wrote_while_the_owner_published_is_waited_for(
     same(place, "thing", "other")
 
 
+@pytest.mark.long
 def test_a_key_that_was_taken_over_while_a_copy_was_interrupted(place: Workplace) -> None:
     """The copy has both rows as they are now: under the old key a change would find the other."""
     if place.query(place.core, "show server_version_num")[0][0] < "140000":

@@ -371,7 +371,7 @@ def test_commands_know_of_histories(thing: Workplace) -> None:
     pending = thing.run("exporter", "verify")
     assert pending.returncode in (0, 1), pending.stderr
     results(thing)
-    for words in (("verify",), ("status",), ("check",), ("state", "show")):
+    for words in (("verify",), ("status",), ("check",), ("state", "show"), ("load", "--dry-run")):
         done = thing.run("exporter", *words)
         assert done.returncode == 0, done.stdout + done.stderr
     thing.query(thing.analytics, "update analytics_raw.thing set a = 'wrong' where id = 7")

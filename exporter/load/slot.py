@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import psycopg
 
@@ -19,21 +18,20 @@ from exporter.config import Definition
 from exporter.errors import DatabaseError, ExporterError, SourceError, StoppedError
 from exporter.load import worth
 from exporter.load.changes import Landing, SlotTable
+from exporter.load.look import ANEW, look_at
 from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
 from exporter.raw.changes import Doubted
 from exporter.source import keyed, publication, slots
 from exporter.source.changes import Gatherer, Grown, Unsettled
 from exporter.source.copied import CopyReader
-from exporter.source.landed import Parted, position_of, unlanded
-from exporter.source.slots import Found
+from exporter.source.landed import Parted, unlanded
 from exporter.source.snapshot import Server, observe
 from exporter.state import Binding, Result, State, record_failure
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.terminal import Console, signals
 from exporter.wire import (
-    Connection,
     Sessions,
     connect,
     first_line,
@@ -46,70 +44,6 @@ from exporter.wire.replication import lsn_number
 _COPIES = 3  # of a table that somebody writes anew while tables are copied
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
-
-
-ANEW = ": it is made anew, and its tables copied"
-
-
-class Look(NamedTuple):
-    """What has become of a slot: ``why`` it cannot be read on, "" if it can.
-
-    ``fork`` is where the source left the timeline that it was read on, None where it has not.
-    """
-
-    found: Found | None
-    fork: int | None
-    why: str
-
-
-def look_at(source: Connection, known: Slot, server: Server, *, parted: bool = False) -> Look:
-    """Look whether a slot can be read on; ``parted``: the source was seen to send another history.
-
-    Raises SourceError for a slot that is not ours, psycopg.Error.
-    """
-    found, fork = next(iter(slots.find(source, known.name)), None), None
-    before, now = known.timeline, server.timeline
-    if found and before is not None and now is not None and before != now:
-        with contextlib.closing(connect(source.variable, replication=True)) as session:
-            fork = replication.fork(session, before, now)
-    if found and (found.plugin, found.database) != (slots.PLUGIN, source.info.dbname):
-        raise SourceError(
-            f"the slot {known.name} is another one than we made: its plugin is"
-            f" {found.plugin or 'none'}, its database {found.database or 'none'}",
-            hint=f"select pg_drop_replication_slot('{known.name}'), if nobody needs it",
-        )
-    why = _why_anew(known, found, server, fork, parted=parted)
-    if not why and publication.find(source, known.name) is None:  # it cannot be read without
-        why = "has lost its publication"
-    return Look(found, fork, why)
-
-
-def _why_anew(
-    known: Slot, found: Found | None, server: Server, fork: int | None, *, parted: bool
-) -> str:
-    """Return why a slot cannot be read on; "" if it can.
-
-    ``fork`` is where the source left the timeline that the slot was read on, ``parted`` whether it
-    sends another history.
-    """
-    assert known.lsn
-    elsewhere = ""
-    if known.timeline and server.timeline and known.timeline != server.timeline:
-        elsewhere = f"is of timeline {known.timeline}, and the source is on {server.timeline}"
-    if found is None:
-        return f"{elsewhere}{', and ' * bool(elsewhere)}is not at the source any more"
-    if found.lost:
-        return f"is lost: {found.lost}"
-    confirmed, last = lsn_number(found.confirmed or known.lsn), position_of(known.last_commit)
-    if confirmed > lsn_number(known.lsn):
-        return "was read further by somebody else, or the destination is an older one"
-    if elsewhere and (fork is None or max(confirmed, last) > fork):
-        return f"{elsewhere}, which does not have all that has landed"
-    # The session before may have confirmed the commit while we looked for it.
-    parted = parted and last > confirmed
-    if parted or (not elsewhere and lsn_number(known.lsn) > (server.lsn or 0)):
-        return "was read further than the source has WAL: it has lost commits"
-    return ""
 
 
 def follow(

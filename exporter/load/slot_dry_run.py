@@ -11,7 +11,7 @@ from exporter import state
 from exporter.config import Definition
 from exporter.errors import DatabaseError
 from exporter.load.dry_run import Rehearsal, described, foreseen
-from exporter.load.slot import ANEW, look_at
+from exporter.load.look import ANEW, look_at
 from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
 from exporter.source import NEW, Wanted, megabytes, publication, slots

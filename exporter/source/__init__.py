@@ -5,13 +5,14 @@ A definition and a stored position come in; a plan and batches of rows go out.
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, Range, select
-from exporter.source.catalog import Column, Table, find_table, keyed, look_further, require
+from exporter.source.catalog import find_table, keyed, look_further, require
 from exporter.source.copied import CopyReader
 from exporter.source.cursor import CursorReader
 from exporter.source.reader import BEYOND, NEW, Batch, Lands, Plan, Reader, Rows, Wanted, megabytes
 from exporter.source.scan import ScanReader
 from exporter.source.shared import is_proved
 from exporter.source.snapshot import Horizon, join_snapshot
+from exporter.source.table import Column, Table
 from exporter.source.window import Span, cursor_columns, is_scanned
 from exporter.wire import Connection
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from psycopg import sql
 
-from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import TRUE
+from exporter.source.table import Column, Table
 
 STAGED = "text, through staging"
 MOST = 2048  # blocks of a range: 16 MB of the source's pages

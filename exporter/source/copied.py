@@ -9,12 +9,12 @@ from exporter.config import Definition
 from exporter.errors import SourceError, UsageError
 from exporter.source import publication, slots
 from exporter.source.blocks import select
-from exporter.source.catalog import Column, Table
 from exporter.source.landed import position_of
 from exporter.source.member import Member, Snapshot
 from exporter.source.reader import Lands, Plan, Target, Wanted
 from exporter.source.scan import ScanReader
 from exporter.source.snapshot import TRUE
+from exporter.source.table import Column, Table
 from exporter.source.versions import OWN, own_columns
 from exporter.state import Binding, Copied, Judgement, Position, Reading, State, Worth, judge
 from exporter.state import slots as remembered

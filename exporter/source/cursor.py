@@ -14,10 +14,10 @@ from exporter.config import Cursor, Definition
 from exporter.errors import SourceError, UsageError
 from exporter.source import sweep
 from exporter.source.blocks import select
-from exporter.source.catalog import Column
 from exporter.source.reader import Batch, Lands, Plan, Target, Wanted
 from exporter.source.relation import BATCH_SIZE, RelationReader
 from exporter.source.snapshot import TRUE, changed_since
+from exporter.source.table import Column
 from exporter.source.window import (
     Span,
     Window,

@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 from psycopg import sql
 
 from exporter.source.blocks import STAGED, Blocks
-from exporter.source.catalog import BLOCK, Column, Table
 from exporter.source.snapshot import Horizon
+from exporter.source.table import BLOCK, Column, Table
 from exporter.source.window import Span
 from exporter.state import Bound, Judgement, Reading, Source, State
 from exporter.wire import Block, Connection

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from exporter.config import Definition
 from exporter.source.blocks import Blocks, select, step_of
-from exporter.source.catalog import Column, Heap, Table, find_table, keyed, refuse_hidden
+from exporter.source.catalog import find_table, keyed, refuse_hidden
 from exporter.source.reader import BEYOND, Batch, Lands, Plan, Rows, Target, Wanted
 from exporter.source.shared import is_proved, refuse_shared
 from exporter.source.snapshot import (
@@ -22,6 +22,7 @@ from exporter.source.snapshot import (
     reading,
     take_snapshot,
 )
+from exporter.source.table import Column, Heap, Table
 from exporter.state import Position, Reading, Source, State
 from exporter.wire import Block, Connection, Limit, ReadAhead, copy_out, one_batch
 

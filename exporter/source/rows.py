@@ -21,12 +21,13 @@ from exporter import state
 from exporter.config import OWN, Definition
 from exporter.errors import SourceError, UsageError
 from exporter.source import window
-from exporter.source.catalog import Column, Table, typed_columns
+from exporter.source.catalog import typed_columns
 from exporter.source.function import Call, described
 from exporter.source.lookup import relation_columns
 from exporter.source.reader import Batch, Lands, Plan, Rows, Target, Wanted
 from exporter.source.scale import Scale
 from exporter.source.spool import Spool
+from exporter.source.table import Column, Table
 from exporter.state import Judgement, Position, Reading, Source, State, Worth
 from exporter.values import columns as values
 from exporter.values.columns import Known, ResultError

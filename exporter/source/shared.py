@@ -12,8 +12,8 @@ from psycopg import sql
 
 from exporter.errors import SourceError
 from exporter.source.blocks import select
-from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import TRUE
+from exporter.source.table import Column, Table
 from exporter.wire import Connection, find_operators
 
 UNIQUE = (  # what to do about it

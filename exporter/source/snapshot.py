@@ -11,7 +11,7 @@ from psycopg import sql
 
 from exporter.config import SourceTable
 from exporter.errors import SourceError
-from exporter.source.catalog import Table
+from exporter.source.table import Table
 from exporter.state import Source, State
 from exporter.wire import Connection, first_line, own_sessions
 

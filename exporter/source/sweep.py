@@ -15,8 +15,8 @@ from datetime import timedelta
 from psycopg import sql
 
 from exporter.source.blocks import select, select_blocks
-from exporter.source.catalog import Column, Table
 from exporter.source.snapshot import Horizon, Snapshot
+from exporter.source.table import Column, Table
 from exporter.state import Round, moment
 
 _LONG_AGO = "1970-01-01 00:00:00+00"

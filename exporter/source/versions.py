@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from exporter.errors import SourceError
 from exporter.source import pgoutput
-from exporter.source.catalog import Column
 from exporter.source.member import Member, unkeyed, whole_xid
 from exporter.source.pgoutput import NULL, Fields, Relation
+from exporter.source.table import Column
 
 OP, LSN, SEQ, AT, XID = "_op", "_lsn", "_seq", "_committed_at", "_xid"
 OWN = (OP, LSN, SEQ, AT, XID)

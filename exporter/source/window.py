@@ -17,8 +17,9 @@ from psycopg import sql
 
 from exporter.config import Cursor, SourceTable
 from exporter.errors import DefinitionError, SourceError, UsageError
-from exporter.source.catalog import Column, Table, missing_column
+from exporter.source.catalog import missing_column
 from exporter.source.snapshot import TRUE, Horizon, changed_since
+from exporter.source.table import Column, Table
 from exporter.state import Bound, Position, State
 from exporter.wire import Connection
 

@@ -12,8 +12,8 @@ import pytest
 
 from exporter.config.definition import parse
 from exporter.source import Table, sweep
-from exporter.source.catalog import Heap
 from exporter.source.snapshot import Horizon, Server, Snapshot
+from exporter.source.table import Heap
 from tests.conftest import Workplace, compare
 from tests.helpers.tables import ITEM
 

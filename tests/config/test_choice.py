@@ -54,6 +54,7 @@ def _shown(place: Workplace, *words: str) -> list[str]:
     return [json.loads(line)["key"] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.long
 def test_a_tag_means_what_it_means_to_dbt(place: Workplace) -> None:
     names = {
         "crm.customer": "crm_customer",

@@ -91,7 +91,7 @@ def _seconds_of_a_load(product: Workplace, batch: int, jobs: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("jobs", ["1", "4"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("4", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("kills", "rows"), [(12, 20_000), pytest.param(100, 200_000, marks=pytest.mark.long)]
 )
@@ -140,7 +140,7 @@ def two_servers() -> Iterator[tuple[Server, Server]]:
         yield core, analytics
 
 
-@pytest.mark.parametrize("side", ["core", "analytics"])
+@pytest.mark.parametrize("side", [pytest.param("core", marks=pytest.mark.long), "analytics"])
 def test_server_crashes_in_the_middle(
     product: Workplace, two_servers: tuple[Server, Server], side: str
 ) -> None:

@@ -175,6 +175,7 @@ def pause_inside_a_range(place: Workplace, worker: subprocess.Popen[bytes]) -> N
     raise AssertionError("never inside a range")
 
 
+@pytest.mark.long
 def test_one_worker_killed_and_one_paused(place: Workplace) -> None:
     _wide(place)
     with running_cluster(place) as cluster:
@@ -268,6 +269,7 @@ def test_five_machines(product: Workplace) -> None:
     assert moved > 500
 
 
+@pytest.mark.long
 def test_a_range_of_a_client_that_is_gone_never_lands(place: Workplace) -> None:
     """A worker sleeps over its client's death, and over the load that another client makes."""
     _wide(place)
@@ -288,6 +290,7 @@ def test_a_range_of_a_client_that_is_gone_never_lands(place: Workplace) -> None:
     assert place.load("Wide")["rows_written"] == 0
 
 
+@pytest.mark.long
 def test_workers_make_way(place: Workplace) -> None:
     _wide(place)
     with running_cluster(place) as cluster:
@@ -348,6 +351,7 @@ def test_small_tables_and_increments_are_loaded_by_workers(place: Workplace) -> 
         assert done.stdout.count("rows read") == 3
 
 
+@pytest.mark.long
 def test_sessions_are_bounded(place: Workplace) -> None:
     _wide(place)
     count = (
@@ -395,6 +399,7 @@ def model(dbt, session):
 """
 
 
+@pytest.mark.long
 def test_row_functions_run_on_workers(bare: Workplace) -> None:
     bare.query(
         bare.analytics,

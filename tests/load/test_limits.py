@@ -41,6 +41,7 @@ def test_memory_does_not_grow_with_the_table(product: Workplace, rows: int) -> N
 
 
 @linux
+@pytest.mark.long
 def test_memory_with_rows_of_50_mb(product: Workplace) -> None:
     fill(product.core, 1, 100)
     product.query(

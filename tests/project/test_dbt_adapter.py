@@ -135,6 +135,7 @@ class TestUniqueKey(Upsert, BaseIncrementalUniqueKey):
         return run.results[0].status, run.results[0].message
 
 
+@pytest.mark.long
 class TestMergeExcludeColumns(Upsert, BaseMergeExcludeColumns):
     @pytest.fixture(scope="class")
     def models(self) -> dict[str, str]:
@@ -158,6 +159,7 @@ class TestPredicates(Upsert, BaseIncrementalPredicates):
         return super().get_expected_fields(relation, seed_rows - 1, opt_model_count)
 
 
+@pytest.mark.long
 class TestOnSchemaChange(Upsert, BaseIncrementalOnSchemaChange):
     pass
 
@@ -167,6 +169,7 @@ class TestConstraintsColumnsEqual(Upsert, BaseIncrementalConstraintsColumnsEqual
     settings: ClassVar[dict[str, object]] = {"+unique_key": "id"}
 
 
+@pytest.mark.long
 class TestConstraintsRollback(Upsert, BaseIncrementalConstraintsRollback):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "date_day"}
 
@@ -175,6 +178,7 @@ class TestContractSqlHeader(Upsert, BaseIncrementalContractSqlHeader):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "column_name"}
 
 
+@pytest.mark.long
 class TestGrants(Upsert, BaseIncrementalGrants):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "fun"}
 
@@ -206,6 +210,7 @@ class TestPythonIncremental(Upsert, BasePythonIncrementalTests):
         return {"m_1.sql": m_1, "incremental.py": model}
 
 
+@pytest.mark.long
 class TestPythonIncrementalMerge(TestPythonIncremental):
     @pytest.fixture(scope="class")
     def project_config_update(self) -> dict[str, object]:

@@ -82,6 +82,7 @@ def test_cronjob() -> None:
     check_command(command)
 
 
+@pytest.mark.long
 def test_workflow(tmp_path: Path) -> None:
     """Its steps, but for the installation, on a server such as its service is."""
     if not all((find_binaries() / name).is_file() for name in ("psql", "createdb")):

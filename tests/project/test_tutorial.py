@@ -31,6 +31,7 @@ def _steps() -> Iterator[tuple[str, list[str]]]:
         yield commands, printed.splitlines()
 
 
+@pytest.mark.long
 def test_tutorial(product: Workplace) -> None:
     if not shutil.which("psql", path=_path()):
         pytest.skip("no psql here")

@@ -214,7 +214,7 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-@pytest.mark.parametrize("builds", [2, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("builds", [pytest.param(one, marks=pytest.mark.long) for one in (2, 50)])
 def test_builds_writers_and_readers_at_once(models: Workplace, builds: int) -> None:
     """Four sessions build one model while its source changes and a reader looks every 10 ms.
 
@@ -281,6 +281,7 @@ def test_builds_writers_and_readers_at_once(models: Workplace, builds: int) -> N
     assert models.query(models.analytics, behind) == []
 
 
+@pytest.mark.long
 def test_another_project_uses_it_as_a_package(product: Workplace) -> None:
     folder = product.folder / "other"
     (folder / "models").mkdir(parents=True)

@@ -357,7 +357,9 @@ def test_show_shows_the_rows(models: Workplace) -> None:
     assert "model() returned a int" in done.stdout
 
 
-@pytest.mark.parametrize("materialized", ["table", "incremental"])
+@pytest.mark.parametrize(
+    "materialized", [pytest.param("table", marks=pytest.mark.long), "incremental"]
+)
 def test_failing_model_leaves_the_old_table(models: Workplace, materialized: str) -> None:
     models.query(models.analytics, EVENTS + "create table hooked (what text)")
     config = f"materialized='{materialized}', incremental_strategy='upsert', unique_key='id', "
@@ -416,6 +418,7 @@ return new.map(transform)
     assert models.query(models.analytics, changed) == [("AGAIN",), ("B",)]
 
 
+@pytest.mark.long
 def test_commands_of_dbt(models: Workplace) -> None:
     models.query(models.analytics, EVENTS)
     python(models, "first", f"return {ROWS}.map(lambda row: row)", "materialized='table'")
@@ -443,6 +446,7 @@ def _with_tried(models: Workplace, tried: str) -> subprocess.CompletedProcess[st
     return models.run("python", "-c", program)
 
 
+@pytest.mark.long
 def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None:
     """As under a dbt that is older, or where the package is not installed."""
     models.query(models.analytics, EVENTS)
@@ -452,6 +456,7 @@ def test_without_the_plugin_python_models_are_refused(models: Workplace) -> None
     assert "pip install dbt-exporter" in done.stdout
 
 
+@pytest.mark.long
 def test_a_newer_dbt_than_tried_warns_once(models: Workplace) -> None:
     models.query(models.analytics, EVENTS)
     for name in ("one", "two"):

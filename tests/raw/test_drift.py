@@ -402,6 +402,7 @@ MODELS = {
 }
 
 
+@pytest.mark.long
 def test_models_follow_each_kind_of_drift(bare: Workplace) -> None:
     """One life of loads, with a `dbt run` behind each change of the source."""
     define(bare)

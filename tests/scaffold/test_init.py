@@ -45,6 +45,7 @@ def _refused(place: Workplace, *words: str, status: int = 2) -> str:
     return done.stderr + done.stdout
 
 
+@pytest.mark.long
 def test_a_project_of_ten_models_is_at_home(adopted: Workplace) -> None:
     said = _init(adopted, "--yes")
     added = adopter.added_by("\n".join(said))

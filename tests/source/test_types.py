@@ -15,8 +15,11 @@ NOT_BINARY = [*map(every_type.column, TEXT_FORM), every_type.column("tsquery", "
 
 @pytest.mark.parametrize(
     ("relation", "exclude"),
-    [("typed", NOT_BINARY), ("typed", []), ("typed_view", [])],
-    ids=["binary", "text, in blocks", "text, of a view"],
+    [
+        pytest.param("typed", NOT_BINARY, id="binary"),
+        pytest.param("typed", [], id="text, in blocks"),
+        pytest.param("typed_view", [], id="text, of a view", marks=pytest.mark.long),
+    ],
 )
 def test_every_type_lands_as_it_is(place: Workplace, relation: str, exclude: list[str]) -> None:
     """A first load is binary unless a column forbids it; then every row comes again, in text."""

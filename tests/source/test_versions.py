@@ -40,7 +40,7 @@ def apart(request: pytest.FixtureRequest, pair: list[str], tmp_path: Path) -> It
     yield from empty_project(servers, tmp_path)
 
 
-@pytest.mark.parametrize("path", ["binary", "text"])
+@pytest.mark.parametrize("path", ["binary", pytest.param("text", marks=pytest.mark.long)])
 def test_every_type_lands_between_versions(apart: Workplace, path: str) -> None:
     columns = every_type.make(apart)
     versions = [every_type.version(apart, url) for url in (apart.core, apart.analytics)]

@@ -187,7 +187,9 @@ def test_ctrl_c_on_a_terminal_with_a_bar(place: Workplace) -> None:
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
-@pytest.mark.parametrize("at", ["rows.", "$ exporter load", "$ dbt build"])
+@pytest.mark.parametrize(
+    "at", ["rows.", "$ exporter load", pytest.param("$ dbt build", marks=pytest.mark.long)]
+)
 def test_ctrl_c_in_the_demo(product: Workplace, at: str) -> None:
     shutil.copy(ROOT / "profiles.yml.example", product.folder)
     temp = Path(tempfile.mkdtemp(dir="/tmp"))  # short: a socket's path goes below it

@@ -133,8 +133,8 @@ class Following(Generic[Item]):
         self._items: queue.Queue[Item | None] = queue.Queue(1)
         self._error: BaseException | None = None
         self._stopped = threading.Event()
-        # Python lets a thread that computes go on for 5 ms while another one waits: whoever lands what
-        # was gathered would wait so long for each piece that it sends, a third of its time.
+        # A thread that computes goes on for 5 ms while another one waits: whoever lands what was
+        # gathered would wait so long for each piece that it sends, a third of its time.
         self._interval = sys.getswitchinterval()
         sys.setswitchinterval(_INTERVAL)
         self._thread = threading.Thread(target=self._run, args=(gather,), daemon=True)

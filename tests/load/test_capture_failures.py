@@ -13,6 +13,7 @@ import pytest
 from exporter.wire.replication import lsn_number
 from tests.conftest import Workplace, as_role, compare
 from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.history import replayed
 from tests.helpers.processes import start_load, until, wait_unlocked
 from tests.load.test_changes import start_receiver
 
@@ -439,3 +440,49 @@ def test_keys_that_move_while_a_first_copy_is_stopped(place: Workplace) -> None:
     )
     results(place)
     same(place, "thing")
+
+
+def test_a_table_that_is_emptied_filled_and_written_anew_at_once(thing: Workplace) -> None:
+    """The file that it has then is not the one that TRUNCATE gave it."""
+    thing.query(
+        thing.core,
+        "create table old (id int primary key, a text);"
+        "insert into old select i, 'a' from generate_series(1, 9) i",
+    )
+    define(thing, "thing", "old", old="mode: history")
+    results(thing)
+    for table in ("thing", "old"):
+        thing.query(
+            thing.core,
+            f"begin; truncate {table}; insert into {table} select i, 'b'"
+            f" from generate_series(1, 9) i;"
+            f"alter table {table} alter a type text using 'twice ' || a; commit",
+        )
+    results(thing)
+    same(thing, "thing")
+    replayed(thing, "old")
+
+
+def test_a_table_that_is_written_anew_while_a_history_follows(thing: Workplace) -> None:
+    """Its copy is not of the file that a later look finds."""
+    thing.query(
+        thing.core,
+        "create table old (id int primary key, a text);"
+        "insert into old select i, 'a' from generate_series(1, 9) i",
+    )
+    define(thing, "thing", "old", old="mode: history")
+    results(thing)
+    thing.query(
+        thing.core,
+        "update old set a = 'b'; alter table old alter a type text using 'twice ' || a",
+    )
+    with psycopg.connect(thing.analytics) as blocker:
+        blocker.execute("lock table analytics_raw.old in share mode")
+        process = start_load(thing)
+        waits = "select count(*) from pg_locks where not granted"
+        until(lambda: thing.query(thing.analytics, waits) != [(0,)])
+        thing.query(thing.core, "alter table thing alter a type text using 'twice ' || a")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    results(thing)
+    same(thing, "thing")

@@ -173,7 +173,11 @@ def test_a_publication_that_somebody_dropped(thing: Workplace) -> None:
     same(thing, "thing")
 
 
-def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace) -> None:
+@pytest.mark.parametrize(
+    "change",
+    ["delete from thing where id = 7", "update thing set id = 1000, big = '' where id = 8"],
+)
+def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace, change: str) -> None:
     thing.query(
         thing.core,
         "alter table thing add code int; update thing set code = id;"
@@ -183,8 +187,7 @@ def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace) -> 
     thing.query(
         thing.core,
         "alter table thing replica identity using index by_code;"
-        "delete from thing where id = 7; update thing set id = 1000, big = '' where id = 8;"
-        "alter table thing replica identity default",
+        f"{change}; alter table thing replica identity default",
     )
     status, said = refused(thing)
     assert status == 1
@@ -486,3 +489,40 @@ def test_a_table_that_is_written_anew_while_a_history_follows(thing: Workplace) 
     assert process.returncode == 0, said
     results(thing)
     same(thing, "thing")
+
+
+def test_a_column_that_comes_while_a_load_copies_another_table(thing: Workplace) -> None:
+    """The changes have it, and the table had not when the load looked at it."""
+    thing.query(thing.core, "create table other (id int primary key, a text)")
+    define(thing, "thing", "other")
+    with psycopg.connect(thing.core) as writer:
+        writer.execute("insert into other values (1, 'open')")
+        process = start_load(thing)
+        assert process.stderr
+        assert "waits for process" in process.stderr.readline()
+        thing.query(
+            thing.core,
+            "alter table thing add more int; insert into thing (id, more) values (200, 7)",
+        )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    same(thing, "thing", "other")
+
+
+def test_a_publication_of_all_tables_does_not_tell_who_was_away(thing: Workplace) -> None:
+    ((name,),) = set(slots(thing))
+    thing.query(thing.core, "create table other (id int primary key, a text)")
+    thing.query(thing.core, f"select pg_drop_replication_slot('{name}'); drop publication {name}")
+    thing.query(
+        thing.core,
+        f"create publication {name} for all tables with (publish_via_partition_root)",
+    )
+    define(thing, "thing", "other")
+    results(thing)
+    assert set(slots(thing)) == {(name,)}
+    define(thing, "thing")
+    thing.query(thing.core, "insert into other values (1, 'missed')")
+    results(thing)
+    define(thing, "thing", "other")
+    results(thing)
+    same(thing, "thing", "other")

@@ -174,8 +174,7 @@ class _Load:
         if any(map(self._is_to_copy, same)):
             known = remembered.of_source(destination, server.cluster, server.database)
             assert known is not None
-            tables = [self._look(one.definition) for one in tables]
-            tables += self._with_copies(same)
+            tables = self._with_copies([*(self._look(one.definition) for one in tables), *same])
             destination.execute("discard temp")  # what the changes were staged in
             self._stream(known, [*tables, *moved])
 

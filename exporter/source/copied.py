@@ -276,11 +276,16 @@ class CopyReader(ScanReader):
         return any(self._any_in(heap) for heap in self.table.heaps if str(heap.oid) not in before)
 
     def _were_emptied(self, heaps: Sequence[str], emptied_by: int | None) -> bool:
-        """Whether these have the files that a TRUNCATE gave them, which has landed."""
+        """Whether these have the files that a TRUNCATE gave them, which has landed.
+
+        Its transaction may have altered a column as well, which writes the table anew once more.
+        """
         if emptied_by is None:
             return False
         row = self._source.execute(
-            "select count(*) from pg_class where oid = any(%s::oid[]) and xmin::text = %s",
+            "select count(*) from pg_class c where oid = any(%s::oid[]) and xmin::text = %s"
+            " and not exists (select from pg_attribute a where attrelid = c.oid"
+            " and a.xmin = c.xmin)",
             ([*heaps], str(emptied_by % 2**32)),
         ).fetchone()
         return row == (len(heaps),)

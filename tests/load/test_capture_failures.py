@@ -13,6 +13,7 @@ import pytest
 from exporter.wire.replication import lsn_number
 from tests.conftest import Workplace, as_role, compare
 from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.history import replayed
 from tests.helpers.processes import start_load, until, wait_unlocked
 from tests.load.test_changes import start_receiver
 
@@ -172,7 +173,11 @@ def test_a_publication_that_somebody_dropped(thing: Workplace) -> None:
     same(thing, "thing")
 
 
-def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace) -> None:
+@pytest.mark.parametrize(
+    "change",
+    ["delete from thing where id = 7", "update thing set id = 1000, big = '' where id = 8"],
+)
+def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace, change: str) -> None:
     thing.query(
         thing.core,
         "alter table thing add code int; update thing set code = id;"
@@ -182,8 +187,7 @@ def test_a_replica_identity_that_was_another_one_meanwhile(thing: Workplace) -> 
     thing.query(
         thing.core,
         "alter table thing replica identity using index by_code;"
-        "delete from thing where id = 7; update thing set id = 1000, big = '' where id = 8;"
-        "alter table thing replica identity default",
+        f"{change}; alter table thing replica identity default",
     )
     status, said = refused(thing)
     assert status == 1
@@ -439,3 +443,86 @@ def test_keys_that_move_while_a_first_copy_is_stopped(place: Workplace) -> None:
     )
     results(place)
     same(place, "thing")
+
+
+def test_a_table_that_is_emptied_filled_and_written_anew_at_once(thing: Workplace) -> None:
+    """The file that it has then is not the one that TRUNCATE gave it."""
+    thing.query(
+        thing.core,
+        "create table old (id int primary key, a text);"
+        "insert into old select i, 'a' from generate_series(1, 9) i",
+    )
+    define(thing, "thing", "old", old="mode: history")
+    results(thing)
+    for table in ("thing", "old"):
+        thing.query(
+            thing.core,
+            f"begin; truncate {table}; insert into {table} select i, 'b'"
+            f" from generate_series(1, 9) i;"
+            f"alter table {table} alter a type text using 'twice ' || a; commit",
+        )
+    results(thing)
+    same(thing, "thing")
+    replayed(thing, "old")
+
+
+def test_a_table_that_is_written_anew_while_a_history_follows(thing: Workplace) -> None:
+    """Its copy is not of the file that a later look finds."""
+    thing.query(
+        thing.core,
+        "create table old (id int primary key, a text);"
+        "insert into old select i, 'a' from generate_series(1, 9) i",
+    )
+    define(thing, "thing", "old", old="mode: history")
+    results(thing)
+    thing.query(
+        thing.core,
+        "update old set a = 'b'; alter table old alter a type text using 'twice ' || a",
+    )
+    with psycopg.connect(thing.analytics) as blocker:
+        blocker.execute("lock table analytics_raw.old in share mode")
+        process = start_load(thing)
+        waits = "select count(*) from pg_locks where not granted"
+        until(lambda: thing.query(thing.analytics, waits) != [(0,)])
+        thing.query(thing.core, "alter table thing alter a type text using 'twice ' || a")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    results(thing)
+    same(thing, "thing")
+
+
+def test_a_column_that_comes_while_a_load_copies_another_table(thing: Workplace) -> None:
+    """The changes have it, and the table had not when the load looked at it."""
+    thing.query(thing.core, "create table other (id int primary key, a text)")
+    define(thing, "thing", "other")
+    with psycopg.connect(thing.core) as writer:
+        writer.execute("insert into other values (1, 'open')")
+        process = start_load(thing)
+        assert process.stderr
+        assert "waits for process" in process.stderr.readline()
+        thing.query(
+            thing.core,
+            "alter table thing add more int; insert into thing (id, more) values (200, 7)",
+        )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    same(thing, "thing", "other")
+
+
+def test_a_publication_of_all_tables_does_not_tell_who_was_away(thing: Workplace) -> None:
+    ((name,),) = set(slots(thing))
+    thing.query(thing.core, "create table other (id int primary key, a text)")
+    thing.query(thing.core, f"select pg_drop_replication_slot('{name}'); drop publication {name}")
+    thing.query(
+        thing.core,
+        f"create publication {name} for all tables with (publish_via_partition_root)",
+    )
+    define(thing, "thing", "other")
+    results(thing)
+    assert set(slots(thing)) == {(name,)}
+    define(thing, "thing")
+    thing.query(thing.core, "insert into other values (1, 'missed')")
+    results(thing)
+    define(thing, "thing", "other")
+    results(thing)
+    same(thing, "thing", "other")

@@ -13,6 +13,7 @@ from exporter.demo.embedded import Server, running_server
 from exporter.errors import SourceError
 from exporter.source import slots as source_slots
 from exporter.wire import connect
+from exporter.wire.replication import lsn_number
 from tests.conftest import Workplace, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
 from tests.helpers.processes import start_load, wait_unlocked
@@ -81,6 +82,27 @@ def test_what_the_source_forgets_is_on_disk(two: tuple[Server, Server, Workplace
     destination.start()
     assert place.query(place.analytics, "table marker") == []
     assert place.query(place.analytics, stored) == before
+    same(place, "thing")
+
+
+def test_a_source_that_forgot_what_was_confirmed(two: tuple[Server, Server, Workplace]) -> None:
+    """A slot is written to disk now and then: what it sends again has landed."""
+    source, _, place = two
+    place.query(place.core, THING)
+    define(place, "thing")
+    results(place)
+    for statement in ("insert into thing values (2, 'b')", "update thing set a = 'c'"):
+        place.query(place.core, statement)
+        results(place)
+    source.stop("immediate")
+    source.start()
+    confirmed = place.query(
+        place.core, "select confirmed_flush_lsn::text from pg_replication_slots"
+    )
+    stored = place.query(place.analytics, "select lsn::text from analytics_raw._exporter_slots")
+    assert lsn_number(confirmed[0][0]) < lsn_number(stored[0][0])
+    found = results(place)["thing"]
+    assert (found["rows_read"], found["rows_deleted"]) == (0, 0)
     same(place, "thing")
 
 

@@ -147,7 +147,7 @@ class Landing:
                 rows = self._rows[key]
                 if rows and result.totals.rows_deleted:
                     rows = not raw_table.oid_and_emptiness(destination, target)[1]
-                now = table.reader.followed(stored, lsn, rows=rows, is_to_copy=table.follows_first)
+                now = table.reader.followed(stored, lsn, rows=rows, is_to_copy=bool(table.why_copy))
                 stored = now._replace(binding=table.binding)
             state.write(destination, target, stored)
             record(destination, result, "ok" if chunk.last else "running")

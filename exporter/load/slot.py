@@ -41,7 +41,6 @@ from exporter.wire import (
 )
 from exporter.wire.replication import lsn_number
 
-_COPIES = 3  # of a table that somebody writes anew while tables are copied
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
 
@@ -174,23 +173,33 @@ class _Load:
         if any(map(self._is_to_copy, same)):
             known = remembered.of_source(destination, server.cluster, server.database)
             assert known is not None
-            tables = self._with_copies([*(self._look(one.definition) for one in tables), *same])
+            tables = self._looked_again([one.definition for one in tables])
+            tables += self._with_copies(same)
             destination.execute("discard temp")  # what the changes were staged in
             self._stream(known, [*tables, *moved])
 
     def _with_copies(self, tables: Sequence[SlotTable]) -> list[SlotTable]:
         """Copy those of the tables that need it; return all that have their copy then."""
-        for _ in range(_COPIES):
-            copied = [table for table in tables if self._is_to_copy(table)]
-            if not copied:
-                return list(tables)
-            rest = [table for table in tables if table not in copied]
-            # One that is written anew after its copy has to be copied again.
-            tables = [*rest, *map(self._look, self._copied(copied))]
+        copied = [table for table in tables if self._is_to_copy(table)]
+        if not copied:
+            return list(tables)
+        rest = [table for table in tables if table not in copied]
+        return [*rest, *self._looked_again(self._copied(copied))]
+
+    def _looked_again(self, definitions: Sequence[Definition]) -> list[SlotTable]:
+        """Return tables that are followed as they are now. Raises SourceError where one cannot be.
+
+        One that was written anew meanwhile gets its changes, and the next load copies it: to copy
+        it at once might have no end.
+        """
+        tables = [self._look(one) for one in definitions]
         for table in tables:
-            if table.why_copy:
-                raise SourceError(f"{table.definition.key}: {table.why_copy}; now again")
-        return list(tables)
+            if table.why_copy and table.why_copy != table.reader.why_files(table.stored):
+                raise SourceError(
+                    f"{table.definition.key}: {table.why_copy}; that came during this load",
+                    hint=f"exporter load {table.definition.key}",
+                )
+        return tables
 
     def _slot(self, server: Server) -> Slot:
         """Return the slot as it was left; without a position where it is to be made.

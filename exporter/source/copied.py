@@ -102,9 +102,13 @@ class CopyReader(ScanReader):
                 f"{name} was not in the publication {slot.name} all the time, or that was altered:"
                 " everything is read once, and compared with raw"
             )
-        return self._why_files(slot)
+        return self.why_files(stored)
 
-    def _why_files(self, slot: Copied) -> str:
+    def why_files(self, stored: State) -> str:
+        """Return why its files say that the table may have missed changes; "" where they do not."""
+        slot = stored.slot
+        if slot is None or slot.until is None:
+            return ""
         name = f"{self._declared.schema}.{self._declared.table}"
         if self._is_another(slot):
             return (
@@ -217,10 +221,13 @@ class CopyReader(ScanReader):
         slot = stored.slot
         if not self._history or slot is None or self._slot is None or slot.name != self._slot.name:
             return False
-        return why_copy != "" and why_copy == self._why_files(slot)
+        return why_copy != "" and why_copy == self.why_files(stored)
 
-    def followed(self, stored: State, lsn: str, *, rows: bool, is_to_copy: bool = False) -> State:
-        """Return the position when all changes before this one in the WAL have landed."""
+    def followed(self, stored: State, lsn: str, *, rows: bool, is_to_copy: bool) -> State:
+        """Return the position when all changes before this one in the WAL have landed.
+
+        One that ``is_to_copy`` stays so: it keeps the files that it was copied from.
+        """
         assert stored.slot is not None
         slot, until = stored.slot, stored.slot.until or "0/0"
         if not is_to_copy:

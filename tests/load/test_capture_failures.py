@@ -526,3 +526,31 @@ def test_a_publication_of_all_tables_does_not_tell_who_was_away(thing: Workplace
     define(thing, "thing", "other")
     results(thing)
     same(thing, "thing", "other")
+
+
+def test_a_table_that_is_written_anew_after_its_copy(place: Workplace) -> None:
+    """The load that copied it ends well, and the next one copies it again."""
+    place.query(
+        place.core,
+        THING + "create table thing_2 (id int primary key, a text); insert into thing_2 values (1)",
+    )
+    place.query(
+        place.analytics,
+        "create schema analytics_raw; create table analytics_raw.thing_2"
+        " (id int primary key, a text, _exported_at timestamptz not null)",
+    )
+    define(place, "thing", "thing_2")
+    with psycopg.connect(place.analytics) as blocker:
+        blocker.execute("lock table analytics_raw.thing_2 in share mode")
+        process = start_load(place)
+        waits = "select count(*) from pg_locks where not granted"
+        until(lambda: place.query(place.analytics, waits) != [(0,)])
+        assert place.query(place.analytics, "select count(*) from analytics_raw.thing") == [(100,)]
+        place.query(place.core, "alter table thing alter a type text using 'twice ' || a")
+        place.query(place.core, "delete from thing where id = 1")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert place.query(place.analytics, "select count(*) from analytics_raw.thing") == [(99,)]
+    results(place)
+    same(place, "thing", "thing_2")
+    assert results(place)["thing"]["rows_read"] == 0

@@ -139,7 +139,7 @@ class Writers:
                         except psycopg.errors.DeadlockDetected:
                             pass
                         time.sleep(0.002)
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.Rollback):  # of a server that is down
                 time.sleep(0.2)
             except BaseException as error:
                 self.errors.append(error)
@@ -227,9 +227,9 @@ def test_a_loader_that_is_killed_and_servers_that_crash(
                 results(place)
                 watcher = Watcher(place)
     finally:
-        writers.stop()
         if watcher:
             watcher.stop()
+        writers.stop()
     print(outcomes, "committed", writers.committed, "looks", watcher and watcher.looks)
     assert not outcomes["failed"], outcomes["failed"][:3]
     for _ in range(3):

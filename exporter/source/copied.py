@@ -266,7 +266,8 @@ class CopyReader(ScanReader):
         slot = self._moment.slot
         assert row is not None
         assert slot is not None
-        rows = not self._empty or self._any(self._declared.name)
+        keeps = self._history or self._definition.destination.deletes == "mark"
+        rows = (keeps and not self._empty) or self._any(self._declared.name)
         return self._moment._replace(
             cursor=Position(row[0]) if rows else None, slot=slot._replace(until=row[0])
         )

@@ -140,7 +140,7 @@ def two_servers() -> Iterator[tuple[Server, Server]]:
         yield core, analytics
 
 
-@pytest.mark.parametrize("side", [pytest.param("core", marks=pytest.mark.long), "analytics"])
+@pytest.mark.parametrize("side", ["core", pytest.param("analytics", marks=pytest.mark.long)])
 def test_server_crashes_in_the_middle(
     product: Workplace, two_servers: tuple[Server, Server], side: str
 ) -> None:

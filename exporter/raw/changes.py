@@ -12,7 +12,7 @@ from psycopg import sql
 from exporter.errors import DriftError, RowError
 from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
-from exporter.raw.refused import find_refused
+from exporter.raw.refused import find_refused, key_text
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source.changes import CHANGED, NEW, REMOVE, Changes
 from exporter.wire import Block, Connection, find_operators, pour
@@ -150,11 +150,7 @@ class ChangesStaging:
     @property
     def _key_text(self) -> sql.Composable:
         """A staged row's key, for people."""
-        key = _COMMA.join(
-            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), sql.Identifier(f"_{place}"))
-            for name, place in self._keys
-        )
-        return sql.SQL("concat_ws(', ', {})").format(key)
+        return key_text({name: sql.Identifier(f"_{place}") for name, place in self._keys})
 
     def _emptied(self, stamp: str) -> sql.Composed:
         return statements.mark_or_delete(self._raw, sql.SQL("true"), stamp)

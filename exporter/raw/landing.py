@@ -13,7 +13,7 @@ from exporter.errors import RowError
 from exporter.raw.history import refuse_disorder
 from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
-from exporter.raw.refused import find_refused
+from exporter.raw.refused import find_refused, key_text
 from exporter.raw.statements import PLACE, STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
@@ -152,15 +152,11 @@ class Staging:
         return row_error(self._raw, error, batch, block, found[2] if found else None)
 
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
-        key = sql.SQL(", ").join(
-            sql.SQL("{} || '=' || {}::text").format(sql.Literal(name), sql.Identifier(name))
-            for name in self._key
-        )
         statement = landing(self._raw, Lands.ANY, "2000-01-01", [])[0]
         row = find_refused(
             self._destination,
             STAGING,
-            sql.SQL("concat_ws(', ', {})").format(key),
+            key_text({name: sql.Identifier(name) for name in self._key}),
             lambda: self._destination.execute(statement),
         )
         return row_error(self._raw, error, batch, row, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from psycopg import sql
 
 from exporter.errors import RowError
+from exporter.raw.refused import key_text
 from exporter.raw.statements import STAGING
 from exporter.raw.table import RawTable
 from exporter.wire import Connection
@@ -21,13 +22,10 @@ def refuse_rounded(destination: Connection, raw: RawTable, batch: int) -> None:
         key = raw.target.conflict_columns or (raw.columns[0].name,)
         row = destination.execute(
             sql.SQL(
-                "select concat_ws(', ', {key}) from {staging} s"
+                "select {key} from {staging} s"
                 " where {value}::{kind}::{wide} is distinct from {value} limit 1"
             ).format(
-                key=sql.SQL(", ").join(
-                    sql.SQL("{} || '=' || {}::text").format(sql.Literal(k), sql.Identifier("s", k))
-                    for k in key
-                ),
+                key=key_text({one: sql.Identifier(one) for one in key}),
                 staging=STAGING,
                 value=value,
                 kind=sql.SQL(kind),

@@ -1,13 +1,22 @@
-"""Which of the staged rows it is that the destination refuses."""
+"""Which of the staged rows it is that the destination refuses, in words for people."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psycopg
 from psycopg import sql
 
 from exporter.wire import Connection
+
+
+def key_text(columns: Mapping[str, sql.Identifier]) -> sql.Composable:
+    """Return what names a staged row ``s``, ``id=7, at=8``, from name → staged column."""
+    parts = [
+        sql.SQL("{} || '=' || s.{}::text").format(sql.Literal(name), column)
+        for name, column in columns.items()
+    ]
+    return sql.SQL("concat_ws(', ', {})").format(sql.SQL(", ").join(parts))
 
 
 def find_refused(

@@ -11,6 +11,7 @@ from exporter.errors import DriftError
 from exporter.raw.changes import Doubted, Landed, blocks, refuse_unfit, refused
 from exporter.raw.history import in_order, insert, newest
 from exporter.raw.landing import BY_INDEX
+from exporter.raw.refused import key_text
 from exporter.raw.table import RawTable
 from exporter.source.versions import AT, DELETE, LSN, OP, OWN, SEQ, XID, Part, Versions
 from exporter.wire import Connection, find_operators, pour
@@ -78,11 +79,7 @@ class HistoryStaging:
 
     @property
     def _key_text(self) -> sql.Composable:
-        key = _COMMA.join(
-            sql.SQL("{} || '=' || s.{}").format(sql.Literal(name), self._places[name])
-            for name in self._raw.target.conflict_columns
-        )
-        return sql.SQL("concat_ws(', ', {})").format(key)
+        return key_text({name: self._places[name] for name in self._raw.target.conflict_columns})
 
     def _make(self) -> None:
         keys = self._raw.target.conflict_columns

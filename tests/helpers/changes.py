@@ -29,6 +29,17 @@ def define(place: Workplace, *tables: str, **more: str) -> None:
     )
 
 
+def two_tables(place: Workplace) -> None:
+    """Make and declare the tables ``a`` and ``b``, of 20 rows each, which share a slot."""
+    for name in ("a", "b"):
+        place.query(
+            place.core,
+            f"create table {name} (id int primary key, v int);"
+            f" insert into {name} select i, i from generate_series(1, 20) i",
+        )
+    define(place, "a", "b")
+
+
 def results(place: Workplace, *words: str) -> dict[str, dict[str, Any]]:
     """Load; return the results by their keys."""
     done = place.run("exporter", "load", "--json", *words)

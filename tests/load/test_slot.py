@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Workplace, as_role
-from tests.helpers.changes import define, results, same, slots
+from tests.helpers.changes import define, results, same, slots, two_tables
 from tests.monitoring.test_notify import Receiver, receiver
 
 __all__ = ["receiver"]
@@ -18,13 +18,7 @@ _STATE = "select md5(string_agg(t::text || xmin, ',' order by t::text)) from ana
 @pytest.fixture
 def two(place: Workplace) -> Workplace:
     """Two tables that are going to share a slot."""
-    for name in ("a", "b"):
-        place.query(
-            place.core,
-            f"create table {name} (id int primary key, v int);"
-            f" insert into {name} select i, i from generate_series(1, 20) i",
-        )
-    define(place, "a", "b")
+    two_tables(place)
     return place
 
 

@@ -18,7 +18,7 @@ from exporter.demo.embedded import running_server
 from exporter.monitoring import metrics
 from exporter.monitoring import slots as monitored
 from tests.conftest import Workplace, as_role, empty_project
-from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.changes import define, refused, results, same, slots, two_tables
 from tests.helpers.processes import start_load
 
 WAL = (
@@ -39,13 +39,7 @@ def two(place: Workplace) -> Workplace:
 
 
 def _two_tables(place: Workplace) -> None:
-    for name in ("a", "b"):
-        place.query(
-            place.core,
-            f"create table {name} (id int primary key, v int);"
-            f" insert into {name} select i, i from generate_series(1, 20) i",
-        )
-    define(place, "a", "b")
+    two_tables(place)
     results(place)
 
 

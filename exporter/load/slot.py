@@ -23,8 +23,9 @@ from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
 from exporter.raw.changes import Doubted
 from exporter.source import keyed, publication, slots
-from exporter.source.changes import Gatherer, Grown, Unsettled
+from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
+from exporter.source.folded import Unsettled
 from exporter.source.landed import Parted, unlanded
 from exporter.source.snapshot import Server, observe
 from exporter.state import Binding, Result, State, record_failure

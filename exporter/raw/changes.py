@@ -14,7 +14,7 @@ from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
 from exporter.raw.refused import find_refused, key_text
 from exporter.raw.table import DELETED, STAMP, RawTable
-from exporter.source.changes import CHANGED, NEW, REMOVE, Changes
+from exporter.source.folded import CHANGED, NEW, REMOVE, Changes
 from exporter.wire import Block, Connection, find_operators, pour
 
 _COMMA = sql.SQL(", ")

@@ -14,7 +14,7 @@ NULL = b"\xff\xff\xff\xff"
 Fields = list[bytes | None]  # None: a value that is stored apart, and has not changed
 
 _NEW, _OLD, _TEXT, _NULL = b"NOtn"
-_length = Struct(">I").unpack_from
+_field = Struct(">BI").unpack_from
 _begin = Struct(">QqI").unpack_from
 _commit = Struct(">BQQ").unpack_from
 _IS_IDENTITY = 1
@@ -48,9 +48,9 @@ def commit_of(message: bytes) -> bytes:
     return message[10:26]
 
 
-def oid_of(message: bytes) -> int:
+def oid_of(message: bytes) -> bytes:
     """Return the table of an insert, update, delete or description."""
-    return int(_length(message, 1)[0])
+    return message[1:5]
 
 
 def relation(message: bytes) -> Relation:
@@ -68,7 +68,8 @@ def relation(message: bytes) -> Relation:
         place += _OF_COLUMN
     # pg_catalog's name is sent as an empty one
     schema = schema or "pg_catalog"
-    return Relation(oid_of(message), schema, name, identity, tuple(columns), frozenset(told))
+    oid = int.from_bytes(oid_of(message), "big")
+    return Relation(oid, schema, name, identity, tuple(columns), frozenset(told))
 
 
 def _text(message: bytes, place: int) -> tuple[str, int]:
@@ -76,10 +77,9 @@ def _text(message: bytes, place: int) -> tuple[str, int]:
     return message[place:end].decode(), end + 1
 
 
-def truncated(message: bytes) -> list[int]:
+def truncated(message: bytes) -> list[bytes]:
     """Return the tables that were emptied."""
-    count = _length(message, 1)[0]
-    return [int(_length(message, 6 + 4 * number)[0]) for number in range(count)]
+    return [message[place : place + 4] for place in range(6, len(message), 4)]
 
 
 def inserted(message: bytes) -> Fields:
@@ -105,15 +105,17 @@ def updated(message: bytes) -> tuple[Fields | None, Fields]:
 
 def _fields(message: bytes, place: int) -> tuple[Fields, int]:
     fields: Fields = []
+    append = fields.append
     count = message[place] << 8 | message[place + 1]
     place += 2
+    message += NULL  # so that a kind can be read with the length that follows most
     for _ in range(count):
-        kind = message[place]
-        place += 1
+        kind, size = _field(message, place)
         if kind == _TEXT:
-            end = place + 4 + _length(message, place)[0]
-            fields.append(message[place:end])
+            end = place + 5 + size
+            append(message[place + 1 : end])
             place = end
         else:
-            fields.append(NULL if kind == _NULL else None)
+            append(NULL if kind == _NULL else None)
+            place += 1
     return fields, place

@@ -100,6 +100,8 @@ class Versions:
 class VersionLayout:
     """How the rows of one description become staged versions."""
 
+    OVERHEAD = 200  # Python's own
+
     def __init__(self, member: Member, relation: Relation) -> None:
         at = {name: place for place, name in enumerate(relation.columns)}
         assert member.near is not None

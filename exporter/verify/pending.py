@@ -8,7 +8,8 @@ from psycopg import sql
 
 from exporter.raw.sides import COMMA, FALSE, TRUE, Comparison, key_names
 from exporter.source import CopyReader, slots
-from exporter.source.changes import Changes, Gatherer, Grown
+from exporter.source.changes import Gatherer, Grown
+from exporter.source.folded import Changes
 from exporter.source.member import Member
 from exporter.state import State
 from exporter.state import slots as remembered

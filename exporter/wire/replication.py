@@ -45,6 +45,7 @@ class Slot:
         self._reported = self._asked = 0.0
         self._delay = _ASK[0]
         self._waits = False  # for an answer
+        self._stopped = threading.Event()
         statement = sql.SQL(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {})"
         ).format(
@@ -86,13 +87,22 @@ class Slot:
         self._confirmed = max(self._confirmed, position)
 
     def tick(self) -> None:
-        """Tell the server, where it is time, that we are here, and ask it how far it is."""
+        """Tell the server, where it is time, that we are here, and ask it how far it is.
+
+        Raises Stopped after ``stop``.
+        """
+        if self._stopped.is_set():
+            raise Stopped
         now = time.monotonic()
         if not self._waits and now >= self._asked + self._delay:
             self._delay = min(2 * self._delay, _ASK[1])
             self._report(ask=True)
         elif now >= self._reported + _REPORT or self._confirmed != self._told:
             self._report()
+
+    def stop(self) -> None:
+        """Let the thread that reads end."""
+        self._stopped.set()
 
     def end(self) -> None:
         """End the stream in order, the last confirmation included; else close the session."""
@@ -132,7 +142,6 @@ class Following(Generic[Item]):
         self._slot = slot
         self._items: queue.Queue[Item | None] = queue.Queue(1)
         self._error: BaseException | None = None
-        self._stopped = threading.Event()
         # A thread that computes goes on for 5 ms while another one waits: whoever lands what was
         # gathered would wait so long for each piece that it sends, a third of its time.
         self._interval = sys.getswitchinterval()
@@ -156,7 +165,7 @@ class Following(Generic[Item]):
 
     def stop(self, connection: Connection) -> None:
         """End the thread and the stream. Safe to call twice."""
-        self._stopped.set()
+        self._slot.stop()
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             cancel(connection)
@@ -168,7 +177,7 @@ class Following(Generic[Item]):
 
     def _run(self, gather: Callable[[Iterator[bytes | int]], Iterator[Item]]) -> None:
         try:
-            for item in gather(self._watched()):
+            for item in gather(self._slot.messages()):
                 self._put(item)
                 del item
         except Stopped:
@@ -178,22 +187,18 @@ class Following(Generic[Item]):
         with contextlib.suppress(Stopped):
             self._put(None)
 
-    def _watched(self) -> Iterator[bytes | int]:
-        for message in self._slot.messages():
-            if self._stopped.is_set():
-                raise Stopped
-            yield message
-
     def _put(self, item: Item | None) -> None:
         while True:
             try:
                 self._items.put(item, timeout=0.2)
                 return
             except queue.Full:
-                if self._stopped.is_set():
-                    raise Stopped from None
-                if self._error is None:
+                try:
                     self._slot.tick()
+                except psycopg.Error:
+                    if item is not None:
+                        raise
+                    # All was read: that the reader hears of the end does not need the server.
 
 
 def fork(connection: Connection, before: int, now: int) -> int | None:

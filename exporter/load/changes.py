@@ -19,7 +19,7 @@ from exporter.state import Binding, Position, Result, State, record
 from exporter.state import slots as remembered
 from exporter.state.slots import Slot
 from exporter.wire import Connection
-from exporter.wire.replication import lsn_text
+from exporter.wire.replication import lsn_number, lsn_text
 
 
 class SlotTable(NamedTuple):
@@ -57,6 +57,9 @@ def _staging(destination: Connection, raw: RawTable, number: int, *, trusting: b
     return ChangesStaging(destination, raw, number, trusting=trusting)
 
 
+_UNSAFE = 32 * 1024 * 1024  # bytes of the source's WAL that land without waiting for the disk
+
+
 class Landing:
     """Lands chunks, each source transaction whole, and stores the positions."""
 
@@ -74,6 +77,7 @@ class Landing:
         self._destination = destination
         self._began = began
         self._slot = slot
+        self._safe = lsn_number(slot.lsn or "0/0")  # the destination has it on disk
         self._tables = {table.definition.key: table for table in tables}
         self._results = results
         self._number = 0
@@ -88,9 +92,11 @@ class Landing:
         self._emptied_by: dict[str, int] = {}
 
     def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
-        """Land a chunk, and those after it up to the next commit; return the position.
+        """Land a chunk, and those after it up to the next commit.
 
-        Raises RowError, DriftError, Doubted.
+        Return the position up to which the destination has all on disk, so that the source may
+        forget it. Most commits do not wait for the disk: one that does takes those before it
+        along. Raises RowError, DriftError, Doubted.
         """
         destination = self._destination
         before = {key: replace(self._results[key].totals) for key in self._tables}
@@ -103,13 +109,17 @@ class Landing:
                     if chunk.position is not None:
                         break
                     chunk = next(following)
+                waits = chunk.last or chunk.position - self._safe >= _UNSAFE
+                if not waits:
+                    destination.execute("set local synchronous_commit = off")
                 self._store(chunk, stamp, changed)
         except BaseException:
             for key, totals in before.items():
                 self._results[key].totals = totals
             raise
         self._number += 1
-        return chunk.position
+        self._safe = chunk.position if waits else self._safe
+        return self._safe
 
     def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
         for key, changes in chunk.changes.items():

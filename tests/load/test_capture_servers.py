@@ -23,6 +23,8 @@ from tests.wire.test_sessions import _pooled, bouncer
 __all__ = ["bouncer"]
 THING = "create table thing (id int primary key, a text); insert into thing values (1, 'a')"
 LOGICAL = {"wal_level": "logical", "fsync": "off"}
+# What is committed without waiting for the disk is not there soon.
+LAZY = {"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB", "wal_buffers": "64MB"}
 
 
 # -- crashes
@@ -33,7 +35,7 @@ def two(tmp_path: Path) -> Iterator[tuple[Server, Server, Workplace]]:
     """A source and a destination, each a server of its own."""
     with (
         running_server({**LOGICAL, "max_prepared_transactions": "4"}) as source,
-        running_server({"fsync": "off", "wal_writer_delay": "10s"}) as destination,
+        running_server({"fsync": "off", **LAZY}) as destination,
     ):
         urls = source.url("postgres"), destination.url("postgres")
         for place in empty_project(urls, tmp_path):
@@ -82,6 +84,38 @@ def test_what_the_source_forgets_is_on_disk(two: tuple[Server, Server, Workplace
     destination.start()
     assert place.query(place.analytics, "table marker") == []
     assert place.query(place.analytics, stored) == before
+    same(place, "thing")
+
+
+def test_a_crash_loses_nothing_that_was_confirmed(two: tuple[Server, Server, Workplace]) -> None:
+    """Most commits of a load do not wait for the disk: the source keeps what they have."""
+    _, destination, place = two
+    place.query(place.core, THING)
+    define(place, "thing")
+    results(place)
+    place.query(
+        place.core,
+        "do $$ begin for n in 1 .. 20 loop insert into thing"
+        " select 10000 * n + i, repeat('a', 350) from generate_series(0, 9999) i; commit;"
+        " end loop; end $$",
+    )
+    stored = "select lsn::text from analytics_raw._exporter_slots"
+    seen = place.query(place.analytics, stored)
+    process = start_load(place)
+    for _ in range(2):
+        before = seen
+        while (seen := place.query(place.analytics, stored)) == before:
+            assert process.poll() is None
+    destination.stop("immediate")
+    process.kill()
+    process.communicate()
+    destination.start()
+    wait_unlocked(place)
+    lost = lsn_number(place.query(place.analytics, stored)[0][0])
+    assert lost < lsn_number(seen[0][0])
+    confirmed = "select confirmed_flush_lsn::text from pg_replication_slots"
+    assert lsn_number(place.query(place.core, confirmed)[0][0]) <= lost
+    assert results(place)["thing"]["status"] == "ok"
     same(place, "thing")
 
 

@@ -194,7 +194,11 @@ def shared_snapshot(source: Connection, first: FirstLoad) -> Iterator[None]:
     try:
         if not join_snapshot(source, first.blocks.table.declared, first.snapshot):
             raise gone
-    except (psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
+    except (
+        psycopg.errors.InvalidParameterValue,
+        psycopg.errors.UndefinedObject,
+        psycopg.errors.ObjectNotInPrerequisiteState,  # its process has just ended
+    ):
         raise gone from None
     look_further(source, first.blocks.table)
     yield

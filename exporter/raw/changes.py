@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import psycopg
 from psycopg import sql
@@ -21,7 +22,7 @@ _COMMA = sql.SQL(", ")
 _AND = sql.SQL(" and ")
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
-_BLOCK = 256 * 1024  # bytes
+_BLOCK = 500  # rows; all that are staged at once are a chunk
 
 
 class Landed:
@@ -278,12 +279,7 @@ def refused(
 def blocks(staged: Iterable[bytes]) -> Iterator[Block]:
     """Yield staged rows in COPY's binary format."""
     yield Block(_HEADER, 0, b"")
-    rows: list[bytes] = []
-    size = 0
-    for row in staged:
-        rows.append(row)
-        size += len(row)
-        if size >= _BLOCK:
-            yield Block(b"".join(rows), len(rows), b"")
-            rows, size = [], 0
-    yield Block(b"".join([*rows, _TRAILER]), len(rows), b"")
+    rows = iter(staged)
+    while data := b"".join(islice(rows, _BLOCK)):
+        yield Block(data, 0, b"")
+    yield Block(_TRAILER, 0, b"")

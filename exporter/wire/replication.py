@@ -68,7 +68,7 @@ class Slot:
                 count += 1
                 if count % _MESSAGES == 0:
                     self.tick()
-                yield bytes(data[_HEADER:])
+                yield data.tobytes()[_HEADER:]
             elif length > 0 and data[0] == _KEEPALIVE:
                 self._waits = False
                 if data[17]:

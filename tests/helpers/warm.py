@@ -8,6 +8,7 @@ command changes in its process, it changes in its own alone.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -78,6 +79,7 @@ def _serve(listening: socket.socket) -> None:
     import exporter.load.one
     import exporter.monitoring.notify  # noqa: F401
 
+    gc.freeze()  # no child looks through what was imported
     while True:
         ready, _, _ = select.select([listening, sys.stdin], [], [])
         if sys.stdin in ready:

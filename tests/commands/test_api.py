@@ -88,6 +88,7 @@ def test_calls_in_threads_wait_for_one_another(place: Workplace) -> None:
     assert LockedError.outcome == "locked"
 
 
+@pytest.mark.long
 def test_it_is_typed(tmp_path: Path) -> None:
     file = tmp_path / "typed.py"
     file.write_text(

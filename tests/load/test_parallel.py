@@ -255,7 +255,7 @@ def test_a_model_that_reads_meanwhile_misses_nothing(product: Workplace) -> None
     compare(product, EVENT, RAW)
 
 
-@pytest.mark.parametrize("side", ["core", "analytics"])
+@pytest.mark.parametrize("side", [pytest.param("core", marks=pytest.mark.long), "analytics"])
 def test_a_session_terminated_while_sharing(product: Workplace, side: str) -> None:
     fill(product.core, 1, 30_000)
     process = start_load(product, "-j", "4", "StatEvent", BATCH_SIZE="300")

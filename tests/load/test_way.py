@@ -78,7 +78,7 @@ def _ended(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
     return dict(json.loads(out.splitlines()[-1])), err
 
 
-@pytest.mark.parametrize("words", [(), ("-j", "2")])
+@pytest.mark.parametrize("words", [pytest.param((), marks=pytest.mark.long), ("-j", "2")])
 def test_a_first_load_makes_way_and_goes_on(place: Workplace, words: tuple[str, ...]) -> None:
     _slow(place)
     with _plain_role(place) as plain:
@@ -214,7 +214,11 @@ def test_a_full_refresh_makes_way_but_not_for_ever(place: Workplace) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["create index concurrently on other (id)", "drop index item_at"]
+    "statement",
+    [
+        "create index concurrently on other (id)",
+        pytest.param("drop index item_at", marks=pytest.mark.long),
+    ],
 )
 def test_who_else_is_let_through(place: Workplace, statement: str) -> None:
     """Also who waits for the end of all transactions, or for the lock on an index."""

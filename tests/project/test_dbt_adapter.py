@@ -97,6 +97,7 @@ class TestIncremental(Upsert, BaseIncremental):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "id"}
 
 
+@pytest.mark.long
 class TestUniqueKey(Upsert, BaseIncrementalUniqueKey):
     # without a key there is nothing to upsert on: `upsert` refuses, `append` says so
     settings: ClassVar[dict[str, object]] = {
@@ -144,6 +145,7 @@ class TestMergeExcludeColumns(Upsert, BaseMergeExcludeColumns):
         return {"merge_exclude_columns.sql": text}
 
 
+@pytest.mark.long
 class TestPredicates(Upsert, BaseIncrementalPredicates):
     settings: ClassVar[dict[str, object]] = {
         "+incremental_predicates": ["dbt_internal_dest.id != 2"]
@@ -174,6 +176,7 @@ class TestConstraintsRollback(Upsert, BaseIncrementalConstraintsRollback):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "date_day"}
 
 
+@pytest.mark.long
 class TestContractSqlHeader(Upsert, BaseIncrementalContractSqlHeader):
     settings: ClassVar[dict[str, object]] = {"+unique_key": "column_name"}
 
@@ -201,6 +204,7 @@ class TestPythonModel(Upsert, BasePythonModelTests):
     pass
 
 
+@pytest.mark.long
 class TestPythonIncremental(Upsert, BasePythonIncrementalTests):
     @pytest.fixture(scope="class")
     def models(self) -> dict[str, str]:
@@ -235,9 +239,11 @@ class TestPythonMetaGet(Upsert, BasePythonMetaGetTests):
         }
 
 
+@pytest.mark.long
 class TestPythonEmpty(Upsert, BasePythonEmptyTests):
     pass
 
 
+@pytest.mark.long
 class TestPythonSample(Upsert, BasePythonSampleTests):
     pass

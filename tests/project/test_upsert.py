@@ -101,6 +101,7 @@ def test_marked_rows_are_removed(models: Workplace) -> None:
     assert build(models) == [(2, "back", 3)]
 
 
+@pytest.mark.long
 def test_key_of_several_columns_in_any_spelling(models: Workplace) -> None:
     model(models, "unique_key=['ID', '\"other\"'], " + ORDERED)
     stage(models, "1, 1, 'a', 1", "1, 2, 'b', 1")
@@ -124,6 +125,7 @@ def test_cursor_of_the_source_tells_the_newest(models: Workplace) -> None:
     assert build(models) == [(1, "newest", 4)]
 
 
+@pytest.mark.long
 def test_only_the_key_and_chosen_columns(models: Workplace) -> None:
     model(models, "merge_exclude_columns=['v'], " + ORDERED)
     stage(models, "1, 0, 'a', 1")
@@ -136,6 +138,7 @@ def test_only_the_key_and_chosen_columns(models: Workplace) -> None:
     assert build(models) == [(1, "", 0), (9, "", 0)]
 
 
+@pytest.mark.long
 def test_predicates_limit_the_updates(models: Workplace) -> None:
     model(models, "incremental_predicates=['dbt_internal_dest.id <> 2'], " + ORDERED)
     stage(models, "1, 0, 'a', 1", "2, 0, 'b', 1")
@@ -160,6 +163,7 @@ def test_what_is_refused(models: Workplace) -> None:
     assert "upsert_order_by: no column 'nn'" in models.refused()
 
 
+@pytest.mark.long
 def test_index_of_a_model_that_existed_before(models: Workplace) -> None:
     (models.folder / "models" / "item.sql").write_text(
         "{{ config(materialized='table', schema='analytics') }} select * from public.stage"
@@ -177,6 +181,7 @@ def test_index_of_a_model_that_existed_before(models: Workplace) -> None:
     assert models.query(models.analytics, unique) == [(1,)]
 
 
+@pytest.mark.long
 def test_contract_and_grants(models: Workplace) -> None:
     model(
         models,

@@ -278,6 +278,7 @@ def test_named_index_of_a_frame_becomes_columns(models: Workplace) -> None:
     assert models.query(models.analytics, "select count(*) from analytics.none") == [(0,)]
 
 
+@pytest.mark.long
 def test_lazy_frames_of_polars_are_collected(models: Workplace) -> None:
     models.query(models.analytics, EVENTS)
     head = "import polars"
@@ -338,6 +339,7 @@ def test_scalars_of_numpy_are_values(models: Workplace) -> None:
     assert models.types("analytics.as_read")["n"] == "integer"
 
 
+@pytest.mark.long
 def test_show_shows_the_rows(models: Workplace) -> None:
     models.query(models.analytics, EVENTS)
     python(
@@ -357,6 +359,7 @@ def test_show_shows_the_rows(models: Workplace) -> None:
     assert "model() returned a int" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "materialized", [pytest.param("table", marks=pytest.mark.long), "incremental"]
 )

@@ -17,7 +17,7 @@ NOT_BINARY = [*map(every_type.column, TEXT_FORM), every_type.column("tsquery", "
     ("relation", "exclude"),
     [
         pytest.param("typed", NOT_BINARY, id="binary"),
-        pytest.param("typed", [], id="text, in blocks"),
+        pytest.param("typed", [], id="text, in blocks", marks=pytest.mark.long),
         pytest.param("typed_view", [], id="text, of a view", marks=pytest.mark.long),
     ],
 )

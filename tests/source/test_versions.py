@@ -32,7 +32,7 @@ def pair(request: pytest.FixtureRequest, servers: tuple[str, str]) -> Iterator[l
             yield sorted([servers[0], server.url("postgres")], key=_major)
 
 
-@pytest.fixture(params=["upward", "downward"])
+@pytest.fixture(params=[pytest.param("upward", marks=pytest.mark.long), "downward"])
 def apart(request: pytest.FixtureRequest, pair: list[str], tmp_path: Path) -> Iterator[Workplace]:
     """An empty project whose source is the older server, or the newer one."""
     older, newer = pair

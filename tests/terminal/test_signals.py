@@ -54,7 +54,9 @@ def _same(place: Workplace) -> None:
     ("number", "status", "told"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "interrupted by SIGTERM")],
 )
-@pytest.mark.parametrize("path", ["first", "increment", "refresh"])
+@pytest.mark.parametrize(
+    "path", ["first", "increment", pytest.param("refresh", marks=pytest.mark.long)]
+)
 def test_a_load_that_is_stopped(
     place: Workplace, path: str, number: signal.Signals, status: int, told: str
 ) -> None:

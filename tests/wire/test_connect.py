@@ -215,7 +215,7 @@ def _stopped(process: subprocess.Popen[str], number: signal.Signals, *, recorded
         assert said.startswith("exporter: Slow: interrupted")
 
 
-@pytest.mark.parametrize("side", ["core", "analytics"])
+@pytest.mark.parametrize("side", ["core", pytest.param("analytics", marks=pytest.mark.long)])
 @pytest.mark.parametrize("path", [pytest.param("first", marks=pytest.mark.long), "increment"])
 def test_a_peer_that_falls_silent_while_few_bytes_are_on_their_way(
     place: Workplace, relay: Relay, side: str, path: str
@@ -240,7 +240,7 @@ def test_a_peer_that_falls_silent_while_few_bytes_are_on_their_way(
     compare(place, "public.slow", "analytics_raw.slow", "id, at")
 
 
-@pytest.mark.parametrize("side", ["core", "analytics"])
+@pytest.mark.parametrize("side", ["core", pytest.param("analytics", marks=pytest.mark.long)])
 def test_a_server_process_that_stands_still(place: Workplace, side: str) -> None:
     _wide_slow_table(place)
     pids = (

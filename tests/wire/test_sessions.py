@@ -267,7 +267,7 @@ def relay(place: Workplace) -> Iterator[Relay]:
     made.close()
 
 
-@pytest.mark.parametrize("side", ["core", "analytics"])
+@pytest.mark.parametrize("side", ["core", pytest.param("analytics", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("words", "number"),
     [

@@ -87,7 +87,7 @@ def _same(place: Workplace) -> None:
         compare(place, f"public.{name}", f"analytics_raw.{name}", "id, at, pad")
 
 
-@pytest.mark.parametrize("resets", [5, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("resets", [3, pytest.param(200, marks=pytest.mark.long)])
 def test_connections_that_are_reset_at_any_byte(place: Workplace, resets: int) -> None:
     chance = random.Random(resets)
     _definitions(place)

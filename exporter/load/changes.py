@@ -89,6 +89,7 @@ class Landing:
             key: _staging(destination, table.raw, number, trusting=trusting)
             for number, (key, table) in enumerate(self._tables.items())
         }
+        self._settling = {key: one.member.settling for key, one in self._tables.items()}
         self._emptied_by: dict[str, int] = {}
 
     def land(self, chunk: Chunk, following: Iterator[Chunk]) -> int:
@@ -123,8 +124,7 @@ class Landing:
 
     def _apply(self, chunk: Chunk, stamp: str, changed: set[str]) -> None:
         for key, changes in chunk.changes.items():
-            stored = self._tables[key].stored.slot
-            settling = stored is not None and stored.resumed
+            settling = self._settling[key]
             landed = self._staging[key].land(changes, stamp, settling=settling)
             totals = self._results[key].totals
             if key not in changed:

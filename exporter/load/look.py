@@ -44,10 +44,29 @@ def look_at(source: Connection, known: Slot, server: Server, *, parted: bool = F
             f" {found.plugin or 'none'}, its database {found.database or 'none'}",
             hint=f"select pg_drop_replication_slot('{known.name}'), if nobody needs it",
         )
+    if found and slots.is_standby(source):
+        _refuse_behind(source, known, found, server)
     why = _why_anew(known, found, server, fork, parted=parted)
     if not why and publication.find(source, known.name) is None:  # it cannot be read without
         why = "has lost its publication"
     return Look(found, fork, why)
+
+
+def _refuse_behind(source: Connection, known: Slot, found: Found, server: Server) -> None:
+    """Raise SourceError for a slot of the primary, and for a standby that lags behind raw."""
+    if found.synced:
+        raise SourceError(
+            f"the slot {known.name} is the primary's, and {source.variable} leads to a standby that"
+            " takes it over in a failover",
+            hint=f"{source.variable}: the primary",
+        )
+    if lsn_number(known.lsn or "0/0") > (server.lsn or 0):
+        raise SourceError(
+            f"{source.variable} leads to a standby that has not replayed what has landed:"
+            f" {known.lsn}",
+            hint="exporter load again when it has; exporter slots drop"
+            f" {known.name}, where it never will",
+        )
 
 
 def _why_anew(

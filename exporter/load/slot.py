@@ -218,7 +218,9 @@ class _Load:
                 if look.fork is not None:
                     known = known._replace(timeline=server.timeline)
                     remembered.moved(self._destination, known, look.fork)
-                return known._replace(lsn=look.found.confirmed or known.lsn)
+                # Of a slot of which nothing has landed, its tables' copies are newer than what it
+                # may still send: another server of the cluster can have one of the same name.
+                return known._replace(lsn=(known.last_commit and look.found.confirmed) or known.lsn)
             self._parted = False
             self.say(f"the slot {known.name} {look.why}{ANEW}", "warning")
             if look.found and lsn_number(look.found.confirmed or "0/0") > lsn_number(reached):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from exporter.source import pgoutput
 from exporter.source.folded import Changes, FoldedLayout
-from exporter.source.member import Member, Snapshot, refuse_unkeyed
+from exporter.source.member import Member, Replayed, Snapshot, refuse_unkeyed
 from exporter.source.pgoutput import Relation
 from exporter.source.versions import Commit, VersionLayout, Versions
 
@@ -46,7 +46,7 @@ class Layout(Protocol):
 
     OVERHEAD: int  # bytes that a change takes beside its message
     member: Member
-    snapshot: Snapshot | None
+    snapshot: Snapshot | Replayed | None
     unkeyed: list[str]
 
     def gathered(self) -> Changes | Versions:
@@ -134,7 +134,8 @@ class Gatherer:
         return FoldedLayout(member, found) if member.near is None else VersionLayout(member, found)
 
     def _land(self, layout: Layout, kind: int, message: bytes) -> None:
-        if layout.snapshot is not None and layout.snapshot.shows(self._transaction.xid):
+        commit = self._transaction
+        if layout.snapshot is not None and layout.snapshot.shows(commit.xid, commit.lsn):
             return
         if layout.unkeyed and kind != pgoutput.TRUNCATE:
             refuse_unkeyed(layout.member.key, layout.unkeyed)
@@ -143,4 +144,4 @@ class Gatherer:
         if changes is None:
             changes = self._changes[key] = layout.gathered()
         self._size += len(message) + layout.OVERHEAD
-        layout.take(changes, kind, message, self._transaction)
+        layout.take(changes, kind, message, commit)

@@ -10,7 +10,7 @@ from exporter.errors import SourceError, UsageError
 from exporter.source import publication, slots
 from exporter.source.blocks import select
 from exporter.source.landed import position_of
-from exporter.source.member import Member, Snapshot
+from exporter.source.member import Member, Replayed, snapshot_of
 from exporter.source.reader import Lands, Plan, Target, Wanted
 from exporter.source.scan import ScanReader
 from exporter.source.snapshot import TRUE
@@ -54,12 +54,25 @@ class CopyReader(ScanReader):
                 self._slot = remembered.of(destination, self.found)
             if self._slot:
                 self._sent = publication.sent(self._source, self._slot.name, table.oid)
-            row = self._source.execute("select pg_current_snapshot()::text").fetchone()
-            assert row is not None
-            self._seen = str(row[0])
+            self._seen = self._visible()
             if self._history:
                 self.table = table._replace(computed=self._own())
             yield self.table
+
+    def _visible(self) -> str:
+        """Return what the snapshot shows, as ``snapshot_of`` takes it."""
+        if self.horizon.standby:
+            if self._history:
+                raise SourceError(
+                    f"{self._declared.where}: {self._declared.variable} leads to a standby, where"
+                    " the moment of a copy is not known, by which a history begins",
+                    hint=f"{self._declared.variable}: the primary; or exporter.mode: upsert",
+                )
+            # The first is of before the snapshot.
+            return Replayed(self.horizon.server.lsn or 0, slots.replayed(self._source)).text
+        row = self._source.execute("select pg_current_snapshot()::text").fetchone()
+        assert row is not None
+        return str(row[0])
 
     def reading(self) -> Reading:
         """See ``Reader``."""
@@ -243,8 +256,7 @@ class CopyReader(ScanReader):
         keys = self._definition.destination.conflict_columns
         names = [None if one.expression == "null" else one.name for one in columns]
         known = frozenset(column.name for column in self.table.columns)
-        text = stored.slot.snapshot
-        snapshot, resumed = Snapshot.of_text(text) if text else None, stored.slot.resumed
+        snapshot, resumed = snapshot_of(stored.slot.snapshot), stored.slot.resumed
         if not self._history:
             return Member(self._key, self.table.oid, tuple(names), keys, known, snapshot, resumed)
         # What the source has lost meanwhile, earlier changes still have.
@@ -262,15 +274,23 @@ class CopyReader(ScanReader):
         return stored._replace(slot=None, snapshot_xmin=None, source=None)
 
     def _complete(self, current: State) -> State:
-        row = self._source.execute("select pg_current_wal_insert_lsn()::text").fetchone()
         slot = self._moment.slot
-        assert row is not None
         assert slot is not None
+        end, until = self._end()
         keeps = self._history or self._definition.destination.deletes == "mark"
         rows = (keeps and not self._empty) or self._any(self._declared.name)
         return self._moment._replace(
-            cursor=Position(row[0]) if rows else None, slot=slot._replace(until=row[0])
+            cursor=Position(end) if rows else None, slot=slot._replace(until=until)
         )
+
+    def _end(self) -> tuple[str, str]:
+        """Return where the WAL is, and the position behind which no change is in the copy."""
+        if self.horizon.standby:
+            end = slots.replayed(self._source)
+            return lsn_text(end), lsn_text(end + 1)  # the record behind it may be seen already
+        row = self._source.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+        assert row is not None
+        return row[0], row[0]
 
     def _reached(self, last: bytes) -> State:
         return self._current

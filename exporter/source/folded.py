@@ -137,7 +137,7 @@ class FoldedLayout:
         if kind == pgoutput.INSERT:
             self._insert(changes, pgoutput.inserted(message))
         elif kind == pgoutput.UPDATE:
-            self._update(changes, *pgoutput.updated(message))
+            self._update(changes, *pgoutput.updated(message), commit.lsn)
         elif kind == pgoutput.DELETE:
             old = pgoutput.deleted(message)
             changes.rows[self.key(old)] = self.removal(old)
@@ -157,7 +157,7 @@ class FoldedLayout:
             rows[key] = self.staged(PRESENT, chosen, key)
             changes.patches = True
 
-    def _update(self, changes: Changes, old: Fields | None, row: Fields) -> None:
+    def _update(self, changes: Changes, old: Fields | None, row: Fields, lsn: int) -> None:
         if old is not None:  # a key that is stored apart comes with the old row alone
             for place in self.key_places:
                 row[place] = old[place] if row[place] is None else row[place]
@@ -182,7 +182,8 @@ class FoldedLayout:
         else:
             is_new = earlier is not None and earlier[_OP] == NEW
         if None in chosen:
-            if before != key and self.member.resumed:  # raw may have another row under it by now
+            # Raw may have another row under the key by now.
+            if before != key and self.member.doubts(lsn):
                 raise Unsettled(self.member.key)
             rows[key] = self.staged(op, chosen, under)
             changes.patches = True

@@ -7,6 +7,9 @@ from typing import NamedTuple, NoReturn
 
 from exporter.errors import SourceError
 from exporter.source.pgoutput import Relation
+from exporter.wire.replication import lsn_number, lsn_text
+
+_HEADER = 40  # bytes: a record may begin so far behind the one before, at a page of the WAL
 
 
 class Snapshot(NamedTuple):
@@ -22,10 +25,53 @@ class Snapshot(NamedTuple):
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(map(int, filter(None, running.split(",")))))
 
-    def shows(self, xid: int) -> bool:
+    def shows(self, xid: int, lsn: int) -> bool:
         """Tell whether a top-level transaction, of which 32 bits are known, is visible."""
         whole = whole_xid(xid, self.xmax)
         return whole < self.xmax and whole not in self.running
+
+    def doubts(self, lsn: int) -> bool:
+        """Tell whether it may be visible though it is not shown: that is never so."""
+        del lsn
+        return False
+
+
+class Replayed(NamedTuple):
+    """What was visible on a standby, by the positions replayed before and after the snapshot.
+
+    ``pg_current_snapshot()`` names no transaction that runs on the primary. But transactions become
+    visible there in the order of their commits.
+    """
+
+    before: int
+    after: int
+
+    @classmethod
+    def of_text(cls, text: str) -> Replayed:
+        """Return what ``text`` has been made of."""
+        before, _, after = text.partition("-")
+        return cls(lsn_number(before), lsn_number(after))
+
+    @property
+    def text(self) -> str:
+        """Return it as it is stored."""
+        return f"{lsn_text(self.before)}-{lsn_text(self.after)}"
+
+    def shows(self, xid: int, lsn: int) -> bool:
+        """Tell whether a transaction that was committed there is visible for sure."""
+        del xid
+        return lsn < self.before
+
+    def doubts(self, lsn: int) -> bool:
+        """Tell whether it may be visible: it was replayed meanwhile, or was just being replayed."""
+        return lsn <= self.after + _HEADER
+
+
+def snapshot_of(text: str | None) -> Snapshot | Replayed | None:
+    """Return the snapshot that is stored so."""
+    if text is None:
+        return None
+    return Replayed.of_text(text) if "-" in text else Snapshot.of_text(text)
 
 
 class Member(NamedTuple):
@@ -41,9 +87,18 @@ class Member(NamedTuple):
     columns: tuple[str | None, ...]
     keys: tuple[str, ...]
     known: frozenset[str]
-    snapshot: Snapshot | None = None
+    snapshot: Snapshot | Replayed | None = None
     resumed: bool = False
     near: int | None = None
+
+    @property
+    def settling(self) -> bool:
+        """Whether raw may have rows of its copy that changes are yet to come of."""
+        return self.resumed or isinstance(self.snapshot, Replayed)
+
+    def doubts(self, lsn: int) -> bool:
+        """Tell whether the copy may show a transaction that is not known to be in it."""
+        return self.resumed or (self.snapshot is not None and self.snapshot.doubts(lsn))
 
 
 def unkeyed(member: Member, relation: Relation) -> list[str]:

@@ -136,3 +136,8 @@ def _change(source: Connection, statement: sql.Composed) -> None:
             f"the publication cannot be changed: {first_line(error)}",
             hint=f"as the owner of the tables: {statement.as_string(source)}",
         ) from None
+    except psycopg.errors.ReadOnlySqlTransaction:
+        raise SourceError(
+            f"{source.variable} leads to a standby, where the publication cannot be changed",
+            hint=f"on the primary, as the owner of the tables: {statement.as_string(source)}",
+        ) from None

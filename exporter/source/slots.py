@@ -29,7 +29,13 @@ _PAGE, _HEADERS = 8192, (24, 40)  # bytes of the WAL's pages, and of what each b
 _RIGHT = "alter role {} replication"  # the same on Cloud SQL and Azure
 
 
+# The primary tells a standby now and then which transactions run: without that, no slot is made.
+_TELLING = "on the primary: select pg_log_standby_snapshot(), and let long transactions end"
+_REPLAY = 1.0  # seconds for a standby to replay what it has got
+
 _LOST = {
+    "rows_removed": "the primary has removed rows that it needs (hot_standby_feedback is off)",
+    "wal_level_insufficient": "the primary has no wal_level = logical any more",
     "wal_removed": "the source has removed WAL that it held back (max_slot_wal_keep_size)",
     "idle_timeout": "nobody has read it for so long (idle_replication_slot_timeout)",
 }
@@ -40,7 +46,7 @@ class Found(NamedTuple):
 
     ``lost``: why it cannot be read any more, "" where it can. ``end`` is where the source's WAL is
     now. ``idle``: for how many seconds nobody has read it; None before PostgreSQL 17, and of one
-    that is being read.
+    that is being read. ``synced``: it was made at the primary, whose standby the source is or was.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Found(NamedTuple):
     held: int | None
     end: str
     idle: float | None
+    synced: bool
 
 
 def new_name(destination: Connection) -> str:
@@ -78,12 +85,12 @@ def unfit(source: Connection) -> Iterator[tuple[str, SourceError]]:
     ).fetchone()
     assert row is not None
     level, standby, role, quoted, may, amazon = row
-    if standby:
+    if standby and source.info.server_version < 160000:
         yield (
             "standby",
             SourceError(
-                f"{source.variable} leads to a standby, whose snapshots do not tell what runs on"
-                " its primary: changes are read from the primary",
+                f"{source.variable} leads to a standby, and before PostgreSQL 16 changes are read"
+                " from the primary alone",
                 hint=f"{source.variable}: the primary; or exporter.source.read: scan",
             ),
         )
@@ -116,7 +123,8 @@ def find(source: Connection, name: str | None = None) -> list[Found]:
         " else coalesce(to_jsonb(s)->>'invalidation_reason', 'wal_removed') end,"
         " pg_wal_lsn_diff(lsn, restart_lsn)::bigint, lsn::text,"
         " extract(epoch from clock_timestamp()"
-        " - (to_jsonb(s)->>'inactive_since')::timestamptz)::float8"
+        " - (to_jsonb(s)->>'inactive_since')::timestamptz)::float8,"
+        " coalesce((to_jsonb(s)->>'synced')::bool, false)"
         " from pg_replication_slots s, (select case when pg_is_in_recovery()"
         " then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end) w (lsn)"
         " where slot_name = coalesce(%s, slot_name)"
@@ -131,7 +139,8 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
 
     It waits for every transaction that is writing, whichever table it writes.
     """
-    failover = ", failover => true" if source.info.server_version >= 170000 else ""
+    replica = is_standby(source)
+    failover = ", failover => true" if source.info.server_version >= 170000 and not replica else ""
     statement = sql.SQL(
         "select lsn::text from pg_create_logical_replication_slot({}, {}{})"
     ).format(sql.Literal(name), sql.Literal(PLUGIN), sql.SQL(failover))
@@ -161,9 +170,15 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
             hint="raise max_replication_slots, or drop a slot: select slot_name, active from"
             " pg_replication_slots",
         ) from None
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState) as e:
+    except psycopg.errors.InsufficientPrivilege as error:
         raise SourceError(
-            f"no slot could be made: {first_line(e)}", hint=_RIGHT.format(source.info.user)
+            f"no slot could be made: {first_line(error)}", hint=_RIGHT.format(source.info.user)
+        ) from None
+    except psycopg.errors.ObjectNotInPrerequisiteState as error:
+        raise SourceError(
+            f"no slot could be made: {first_line(error)}",
+            hint="alter system set wal_level = logical, and a restart; of a standby, on its primary"
+            " as well",
         ) from None
 
 
@@ -185,9 +200,9 @@ def drop(source: Connection, name: str) -> None:
     drop_slot(source, name)
     try:
         source.execute(sql.SQL("drop publication if exists {}").format(sql.Identifier(name)))
-    except psycopg.errors.InsufficientPrivilege as error:
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise SourceError(
-            first_line(error), hint=f'as the owner: drop publication "{name}"'
+            first_line(error), hint=f'as the owner, on the primary: drop publication "{name}"'
         ) from None
 
 
@@ -241,6 +256,12 @@ def await_writers(source: Connection, say: Callable[[str], None]) -> None:
 
 
 def _waits(source: Connection) -> SourceError:
+    if is_standby(source):
+        return SourceError(
+            f"the primary did not tell within {_WAIT:.0f} s that what was running there has ended:"
+            " before it has, what it writes could be missed",
+            hint=_TELLING,
+        )
     return SourceError(
         f"{writers(source) or 'a transaction'} did not end within {_WAIT:.0f} s: before it has,"
         " what it writes could be missed",
@@ -263,8 +284,10 @@ def writers(source: Connection) -> str:
 def end_of_wal(source: Connection) -> int:
     """Return the position that has all that was committed before. Raises SourceError.
 
-    It is on disk there: what is not yet, no slot sends.
+    It is on disk there: what is not yet, no slot sends. Of a standby, it is what was replayed.
     """
+    if is_standby(source):
+        return _replayed(source)
     row = source.execute("select pg_current_wal_insert_lsn()::text").fetchone()
     assert row is not None
     end = lsn_number(row[0])
@@ -285,6 +308,32 @@ def end_of_wal(source: Connection) -> int:
             source.execute(_FLUSH)
             nudge = until
         time.sleep(0.005)
+
+
+def is_standby(source: Connection) -> bool:
+    """Tell whether the server follows another one."""
+    return source.execute("select pg_is_in_recovery()").fetchone() == (True,)
+
+
+def replayed(source: Connection) -> int:
+    """Return the position that a standby has replayed. One record behind it may be seen already."""
+    row = source.execute("select pg_last_wal_replay_lsn()::text").fetchone()
+    assert row is not None
+    return lsn_number(row[0])
+
+
+def _replayed(source: Connection) -> int:
+    """Return the position that a standby has replayed, if it can be with what it has got so far.
+
+    A commit is seen before its position is: a table that is copied may have what its slot does not
+    send yet, unless nothing is on its way.
+    """
+    row = source.execute("select coalesce(pg_last_wal_receive_lsn(), '0/0')::text").fetchone()
+    assert row is not None
+    got, until = lsn_number(row[0]), time.monotonic() + _REPLAY
+    while (now := replayed(source)) < got and time.monotonic() < until:
+        time.sleep(0.005)
+    return now
 
 
 def await_standbys(source: Connection, name: str, end: int, say: Callable[[str], None]) -> None:

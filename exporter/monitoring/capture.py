@@ -83,14 +83,17 @@ def _publication(
     added = [one for one in definitions if one.source in unsent]
     what = "is made by the first load" if now is None else "gets tables at the next load"
     wanted = missing_for_publication(source, name if now else None, added)
-    if not wanted:
+    standby = slots.is_standby(source)
+    if not wanted and not standby:
         yield Finding("ok", subject, "publication", what)
         return
-    fix = "exporter load prints the statement, for their owner to run"
+    where = "to be run on the primary" if standby else "for their owner to run"
+    fix = f"exporter load prints the statement, {where}"
     if now and name:
         statements, _ = publication.statements(name, now, [one.source for one in definitions])
         fix = "; ".join(one.as_string(source) for one in statements)
-    message = f"{what}, for which the role must {', '.join(wanted)}"
+    why = "which a standby cannot do" if standby else f"for which the role must {', '.join(wanted)}"
+    message = f"{what}, {why}"
     yield Finding("fail", subject, "publication", message, (fix,))
 
 

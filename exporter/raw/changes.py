@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import psycopg
@@ -13,8 +13,9 @@ from psycopg import sql
 from exporter.errors import DriftError, RowError
 from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
-from exporter.raw.refused import find_refused, key_text
+from exporter.raw.refused import find_refused, key_text, told, uncopied
 from exporter.raw.table import DELETED, STAMP, RawTable
+from exporter.source import Column
 from exporter.source.folded import CHANGED, NEW, REMOVE, Changes
 from exporter.wire import Block, Connection, find_operators, pour
 
@@ -75,7 +76,14 @@ class ChangesStaging:
         copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
             self._name, _COMMA.join(names)
         )
-        _, landed.size = pour(destination, copy, blocks(changes.rows.values()))
+        try:
+            _, landed.size = pour(destination, copy, blocks(changes.rows.values()))
+        except psycopg.DataError as error:
+            own = len(self._own)
+            keys = {name: own + place for name, place in self._keys}
+            raise uncopied_error(
+                self._raw, self._raw.columns, error, changes.rows.values(), keys
+            ) from None
         destination.execute(BY_INDEX if self._trusting else f"{BY_INDEX}; savepoint staged")
         count = changes.count()
         try:
@@ -266,13 +274,30 @@ def refused(
     """
     destination.execute("rollback to staged")
     row = find_refused(destination, staging, key, apply)
-    column = f", column {error.diag.column_name}" if error.diag.column_name else ""
-    # PostgreSQL's message without the value that it quotes
-    message = (error.diag.message_primary or "refused").partition(': "')[0]
+    return _error(raw, error, row, error.diag.column_name)
+
+
+def uncopied_error(
+    raw: RawTable,
+    columns: Sequence[Column],
+    error: psycopg.Error,
+    staged: Iterable[bytes],
+    keys: Mapping[str, int],
+) -> RowError:
+    """Return the error for a change that could not be staged. See ``uncopied``."""
+    row, place = uncopied(error, staged, keys)
+    return _error(raw, error, row, None if place is None else columns[place].name)
+
+
+def _error(raw: RawTable, error: psycopg.Error, row: str, column: str | None) -> RowError:
+    what = f", column {column}" if column else ""
+    correct = f"correct {raw.target} at the destination"
+    if isinstance(error, psycopg.errors.UntranslatableCharacter):
+        correct = "use a destination database whose encoding is UTF8"
     return RowError(
-        f"{raw.target.key}: the change of row {row}{column} is refused: {message}",
-        hint=f"correct {raw.target} at the destination, then run exporter load {raw.target.key}"
-        " again: it goes on before this change",
+        f"{raw.target.key}: the change of row {row}{what} is refused: {told(error)}",
+        hint=f"{correct}, then run exporter load {raw.target.key} again: it goes on before this"
+        " change",
     )
 
 

@@ -13,7 +13,7 @@ from exporter.errors import RowError
 from exporter.raw.history import refuse_disorder
 from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
-from exporter.raw.refused import find_refused, key_text
+from exporter.raw.refused import find_refused, key_text, told
 from exporter.raw.statements import PLACE, STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
@@ -165,12 +165,11 @@ class Staging:
 def row_error(
     raw: RawTable, error: psycopg.Error, batch: int, key: str, column: str | None
 ) -> RowError:
-    """Return the error for a refused row. PostgreSQL's message loses the value that it quotes."""
-    message = re.sub(r':? "[^"]*"$', "", error.diag.message_primary or "refused")
+    """Return the error for a refused row."""
     column = error.diag.column_name or column
     what = f", column {column}" if column else ""
     return RowError(
-        f"{raw.target.key}: batch {batch}, row {key}{what}: {message}",
+        f"{raw.target.key}: batch {batch}, row {key}{what}: {told(error)}",
         hint="correct the row at the source or the table at the destination, then run "
         f"exporter load {raw.target.key} again: it resumes before this batch",
     )

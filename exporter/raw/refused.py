@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 import psycopg
 from psycopg import sql
 
 from exporter.wire import Connection
+
+
+def told(error: psycopg.Error) -> str:
+    """Return PostgreSQL's message without the value, or the character, that it quotes."""
+    message = error.diag.message_primary or "refused"
+    if isinstance(error, psycopg.errors.UntranslatableCharacter):
+        return re.sub("^.* has no equivalent", "a character of it has no equivalent", message)
+    return re.sub(r':? "[^"]*"$', "", message)
+
+
+def uncopied(
+    error: psycopg.Error, staged: Iterable[bytes], keys: Mapping[str, int]
+) -> tuple[str, int | None]:
+    """Return the key of the staged row that COPY has refused, and the place of the column.
+
+    ``staged`` are rows of texts in COPY's binary format, ``keys`` the places of the key in them.
+    """
+    context = error.diag.context or ""
+    found = re.search(r"line (\d+)(?:, column _(\d+))?", context)
+    row = next(islice(staged, int(found[1]) - 1, None), None) if found else None
+    if found is None or row is None:
+        return "?", None
+    fields, place = [], 2
+    while place < len(row):
+        size = int.from_bytes(row[place : place + 4], "big", signed=True)
+        end = place + 4 + max(size, 0)
+        fields.append(row[place + 4 : end].decode(errors="replace"))
+        place = end
+    key = ", ".join(f"{name}={fields[at]}" for name, at in keys.items())
+    return key, int(found[2]) if found[2] else None
 
 
 def key_text(columns: Mapping[str, sql.Identifier]) -> sql.Composable:

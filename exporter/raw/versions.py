@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from exporter.errors import DriftError
-from exporter.raw.changes import Doubted, Landed, blocks, refuse_unfit, refused
+from exporter.raw.changes import Doubted, Landed, blocks, refuse_unfit, refused, uncopied_error
 from exporter.raw.history import in_order, insert, newest
 from exporter.raw.landing import BY_INDEX
 from exporter.raw.refused import key_text
@@ -102,7 +102,12 @@ class HistoryStaging:
         copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
             self._name, _COMMA.join(self._staged)
         )
-        landed.size += pour(destination, copy, blocks(part.rows))[1]
+        try:
+            landed.size += pour(destination, copy, blocks(part.rows))[1]
+        except psycopg.DataError as error:
+            own, names = len(self._staged) - len(self._columns), [*self._places]
+            keys = {key: own + names.index(key) for key in self._raw.target.conflict_columns}
+            raise uncopied_error(self._raw, self._columns, error, part.rows, keys) from None
 
     @property
     def _before(self) -> sql.Composed:

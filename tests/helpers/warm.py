@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -83,19 +84,25 @@ def _serve(listening: socket.socket) -> None:
 
     _parse_a_project()
     gc.freeze()  # no child looks through what was imported
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker.fileno())
+    waiting: dict[int, socket.socket] = {}  # by the process that it waits for
     while True:
-        ready, _, _ = select.select([listening, sys.stdin], [], [])
+        ready, _, _ = select.select([listening, sys.stdin, woken], [], [])
         if sys.stdin in ready:
             return
-        client, _ = listening.accept()
-        if os.fork() == 0:  # waits for the command, which is its child
-            listening.close()
-            _answer(client)
-            os._exit(0)
-        client.close()
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        if listening in ready:
+            client, _ = listening.accept()
+            waiting[_started(client)] = client
+        if woken in ready:
+            woken.recv(4096)
+            for child in [*waiting]:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    with waiting.pop(child) as client, contextlib.suppress(OSError):
+                        client.sendall(_LENGTH.pack(os.waitstatus_to_exitcode(status)))
 
 
 def _parse_a_project() -> None:
@@ -116,7 +123,8 @@ def _parse_a_project() -> None:
     assert done.success, done.exception
 
 
-def _answer(client: socket.socket) -> None:
+def _started(client: socket.socket) -> int:
+    """Start the command that a client asks for; return its process."""
     head, fds, _, _ = socket.recv_fds(client, _LENGTH.size, 2)
     size = _LENGTH.unpack(head)[0]
     asked = b""
@@ -125,10 +133,13 @@ def _answer(client: socket.socket) -> None:
     program, words, folder, env = json.loads(asked)
     child = os.fork()
     if child == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         client.close()
         _command(program, words, folder, env, fds)
-    _, status = os.waitpid(child, 0)
-    client.sendall(_LENGTH.pack(os.waitstatus_to_exitcode(status)))
+    for fd in fds:
+        os.close(fd)
+    return child
 
 
 def _command(

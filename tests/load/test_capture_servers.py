@@ -95,7 +95,7 @@ def test_a_crash_loses_nothing_that_was_confirmed(two: tuple[Server, Server, Wor
     results(place)
     place.query(
         place.core,
-        "do $$ begin for n in 1 .. 20 loop insert into thing"
+        "do $$ begin for n in 1 .. 12 loop insert into thing"
         " select 10000 * n + i, repeat('a', 350) from generate_series(0, 9999) i; commit;"
         " end loop; end $$",
     )

@@ -14,6 +14,7 @@ import pytest
 from exporter.demo.embedded import Server, running_server
 from tests.conftest import Workplace, empty_project
 from tests.helpers.changes import define, refused, results, same, slots
+from tests.helpers.history import declared, replayed, versions
 from tests.helpers.processes import start_load, started, until, wait_unlocked
 from tests.helpers.versions import (
     LOGICAL,
@@ -60,7 +61,7 @@ def followed(place: Workplace) -> Iterator[tuple[Server, Server]]:
         kept = {"primary_slot_name": "standby", "hot_standby_feedback": "on"}
         with standby_of(primary, **kept) as standby:
             place.core = primary.url("postgres")
-            define(place, "thing")
+            place.define(declared("thing", ""), declared("past", "mode: history", "thing"))
             results(place)
             run(primary, "update thing set a = 'landed' where id = 1")
             _keep(place, primary, standby)
@@ -94,8 +95,11 @@ def test_a_failover_that_lost_nothing_goes_on(
     done = place.run("exporter", "load", "--json")
     assert done.returncode == 0, done.stderr
     assert ANEW not in done.stderr
-    assert json.loads(done.stdout)["rows_read"] == 8
+    found = {one["key"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert (found["thing"]["rows_read"], found["past"]["rows_read"]) == (8, 9)
     same(place, "thing")
+    replayed(place, "past", "thing")
+    assert len(versions(place, "past", "_op = 'copy'")) == 100  # the first one alone
     run(standby, "delete from thing where id = 4")
     assert results(place)["thing"]["rows_deleted"] == 1
     same(place, "thing")
@@ -110,8 +114,11 @@ def test_a_failover_that_lost_what_has_landed(
     results(place)
     _promote(primary, standby, place)
     run(standby, "update thing set a = 'new' where id between 6 and 90")
-    assert "does not have all that has landed: it is made anew" in _loaded(place)
+    said = _loaded(place)
+    assert "does not have all that has landed: it is made anew" in said
+    assert "its history misses but for the last version of each row" in said
     same(place, "thing")
+    replayed(place, "past", "thing")
 
 
 @pytest.mark.long

@@ -97,6 +97,9 @@ def pair(place: Workplace) -> Iterator[Pair]:
 @pytest.fixture
 def read(pair: Pair) -> Pair:
     """The same, whose tables have been copied."""
+    done = pair.place.run("exporter", "check")
+    assert done.returncode == 1
+    assert "is made by the first load, which a standby cannot do" in done.stdout
     _publish(pair)
     with _telling(pair.primary):
         results(pair.place)

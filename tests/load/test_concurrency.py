@@ -190,6 +190,7 @@ def test_loaders_of_one_definition_at_once(product: Workplace) -> None:
         forget_everything(product)
 
 
+@pytest.mark.long
 def test_loaders_of_all_definitions_at_once(place: Workplace) -> None:
     names = ("item", "other", "third")
     place.define(

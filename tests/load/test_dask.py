@@ -20,6 +20,7 @@ import pytest
 from exporter.demo.embedded import running_server
 from tests.conftest import ROOT, Workplace, compare, fill
 from tests.helpers.changes import define, results, same
+from tests.helpers.history import replayed
 from tests.helpers.processes import start_load
 from tests.helpers.tables import ITEM
 
@@ -308,6 +309,7 @@ def test_workers_make_way(place: Workplace) -> None:
     compare(place, "public.wide", RAW)
 
 
+@pytest.mark.long
 def test_small_tables_and_increments_are_loaded_by_workers(place: Workplace) -> None:
     names = [f"item_{number}" for number in range(4)]
     place.define(
@@ -461,11 +463,12 @@ def test_tables_that_are_read_by_their_changes(place: Workplace) -> None:
             f"create table {table} (id int primary key, a text);"
             f"insert into {table} select i, 'a' from generate_series(1, 50) i",
         )
-    define(place, "one", "two")
+    define(place, "one", "two", two="mode: history")
     with running_cluster(place, environments=({},)) as cluster:
         words = ("--scheduler", cluster.address)
         assert [one["rows_written"] for one in results(place, *words).values()] == [50, 50]
         place.query(place.core, "delete from one where id < 9; update two set a = 'b'")
         found = results(place, *words)
         assert (found["one"]["rows_deleted"], found["two"]["rows_read"]) == (8, 50)
-    same(place, "one", "two")
+    same(place, "one")
+    replayed(place, "two")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.conftest import Workplace
 from tests.helpers.changes import results
 from tests.helpers.history import declared, versions
@@ -27,6 +29,7 @@ STEPS = (
 )
 
 
+@pytest.mark.long
 def test_a_view_and_an_incremental_model(bare: Workplace) -> None:
     bare.query(
         bare.core,

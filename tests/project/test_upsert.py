@@ -147,6 +147,7 @@ def test_predicates_limit_the_updates(models: Workplace) -> None:
     assert build(models) == [(1, "c", 2), (2, "b", 1), (3, "c", 2)]
 
 
+@pytest.mark.long
 def test_what_is_refused(models: Workplace) -> None:
     model(models)
     stage(models, "1, 0, 'a', 1", "1, 0, 'b', 1", "2, 0, 'c', 1")

@@ -470,6 +470,7 @@ def test_a_newer_dbt_than_tried_warns_once(models: Workplace) -> None:
     assert done.stdout.count("were tried with dbt-core up to 1.1, this is 1.") == 1
 
 
+@pytest.mark.long
 def test_example_of_the_product(product: Workplace) -> None:
     row = (
         'insert into "StatEvent" (id, type, created_at, updated_at, source, source_id, referer,'

@@ -53,6 +53,7 @@ def _declared(place: Workplace, name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text)["sources"][0]["tables"][0]["config"]["meta"]["exporter"])
 
 
+@pytest.mark.long
 def test_every_table_of_a_shop_in_raw_and_in_a_model(shop: Workplace) -> None:
     for table in TABLES:
         done = _new(shop, table.replace('"', ""), "--yes")
@@ -82,6 +83,7 @@ def test_every_table_of_a_shop_in_raw_and_in_a_model(shop: Workplace) -> None:
     assert _new(shop, "--list", "--json").stdout == ""
 
 
+@pytest.mark.long
 def test_the_last_line_is_what_to_run_next(shop: Workplace) -> None:
     assert _new(shop, "track").stdout.splitlines()[-1] == (
         "exporter load track && dbt run -s stg_track"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from exporter.source import pgoutput
 from exporter.source.folded import Changes, FoldedLayout
-from exporter.source.member import Member, Replayed, Snapshot, refuse_unkeyed
+from exporter.source.member import Member, Replayed, Snapshot, refuse_unkeyed, unkeyed
 from exporter.source.pgoutput import Relation
 from exporter.source.versions import Commit, VersionLayout, Versions
 
@@ -72,9 +72,12 @@ class Gatherer:
         self._end = end
         self._stored = begin
         self._layouts: dict[bytes, list[Layout]] = {}  # by the table's oid
+        self._described: list[Layout] = []  # by the description just before, if it was that
+        self._columns: frozenset[str] = frozenset()  # of the table described last
+        self._unkeyed: dict[str, dict[bytes, list[str]]] = {}  # by key; of it and its partitions
         self._changes: dict[str, Changes | Versions] = {}
         self._size = 0
-        self._transaction: Commit
+        self._transaction: Commit | None = None
         self._commit: bytes | None = None
 
     def chunks(self, messages: Iterator[bytes | int]) -> Iterator[Chunk]:
@@ -115,17 +118,46 @@ class Gatherer:
 
     def _take(self, kind: int, message: bytes) -> None:
         if kind == pgoutput.RELATION:
-            found = pgoutput.relation(message)
-            self._layouts[pgoutput.oid_of(message)] = [
-                self._layout(member, found) for member in self._members if member.oid == found.oid
-            ]
-        elif kind == pgoutput.TRUNCATE:
+            self._describe(pgoutput.oid_of(message), pgoutput.relation(message))
+            return
+        self._described = []
+        if kind == pgoutput.TRUNCATE:
             for oid in pgoutput.truncated(message):
                 for layout in self._layouts.get(oid, ()):
                     self._land(layout, kind, message)
         elif kind in _OF_ROWS:
             for layout in self._layouts[pgoutput.oid_of(message)]:
                 self._land(layout, kind, message)
+
+    def _describe(self, oid: bytes, found: Relation) -> None:
+        """Take in what a table is now; or, directly behind its table's, what a partition is.
+
+        A partition has a replica identity of its own, and its changes come as its table's.
+        """
+        members = [member for member in self._members if member.oid == found.oid]
+        columns = frozenset(found.columns)
+        if members or not self._described or columns != self._columns:
+            self._columns = columns
+            self._described = [self._layout(member, found) for member in members]
+            self._layouts[oid] = self._described
+        for layout in self._described:
+            known = self._unkeyed.setdefault(layout.member.key, {})
+            if members:
+                known[oid] = layout.unkeyed
+            else:
+                known[oid] = [] if self._shown(layout) else unkeyed(layout.member, found)
+            layout.unkeyed = next(filter(None, known.values()), [])
+
+    def _shown(self, layout: Layout) -> bool:
+        """Tell whether raw has what this transaction changes.
+
+        Of a partition that was described by such a change, another description follows before one
+        that the copy does not have: the copy was made when it could be read by its changes.
+        """
+        commit, snapshot = self._transaction, layout.snapshot
+        if commit is None:  # it has landed: of that, descriptions alone are sent again
+            return True
+        return snapshot is not None and snapshot.shows(commit.xid, commit.lsn)
 
     def _layout(self, member: Member, found: Relation) -> Layout:
         names = frozenset((member.key, name) for name in {*found.columns} - member.known)
@@ -135,6 +167,7 @@ class Gatherer:
 
     def _land(self, layout: Layout, kind: int, message: bytes) -> None:
         commit = self._transaction
+        assert commit is not None
         if layout.snapshot is not None and layout.snapshot.shows(commit.xid, commit.lsn):
             return
         if layout.unkeyed and kind != pgoutput.TRUNCATE:

@@ -112,13 +112,7 @@ class FoldedLayout:
 
     def parsed(self, row: bytes) -> tuple[int, Fields, bytes]:
         """Return what a staged row does, its columns, and the key under which raw has the rest."""
-        fields: list[bytes] = []
-        place = 2
-        while place < len(row):
-            size = row[place : place + 4]
-            end = place + 4 + (0 if size == NULL else int.from_bytes(size, "big"))
-            fields.append(row[place:end])
-            place = end
+        fields = pgoutput.parts_of(row)
         count = len(self.key_places)
         op, kept, under, values = (
             row[_OP],
@@ -158,9 +152,6 @@ class FoldedLayout:
             changes.patches = True
 
     def _update(self, changes: Changes, old: Fields | None, row: Fields, lsn: int) -> None:
-        if old is not None:  # a key that is stored apart comes with the old row alone
-            for place in self.key_places:
-                row[place] = old[place] if row[place] is None else row[place]
         key = self.key(row)
         before = key if old is None else self.key(old)
         chosen = self.chosen(row)

@@ -13,7 +13,7 @@ BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
 NULL = b"\xff\xff\xff\xff"
 Fields = list[bytes | None]  # None: a value that is stored apart, and has not changed
 
-_NEW, _OLD, _TEXT, _NULL = b"NOtn"
+_NEW, _TEXT, _NULL = b"Ntn"
 _field = Struct(">BI").unpack_from
 _begin = Struct(">QqI").unpack_from
 _commit = Struct(">BQQ").unpack_from
@@ -98,9 +98,24 @@ def updated(message: bytes) -> tuple[Fields | None, Fields]:
         return None, _fields(message, 6)[0]
     old, place = _fields(message, 6)
     new = _fields(message, place + 1)[0]
-    if message[5] == _OLD and None in new:  # the old row is whole: it has what did not change
-        new = [theirs if mine is None else mine for mine, theirs in zip(new, old, strict=True)]
+    if None in new:
+        # The old row has what did not change where it is told: that is never NULL. Whether it is
+        # whole, a partition decides for itself, and the description of its table does not tell.
+        pairs = zip(new, old, strict=True)
+        new = [theirs if mine is None and theirs != NULL else mine for mine, theirs in pairs]
     return old, new
+
+
+def parts_of(staged: bytes) -> list[bytes]:
+    """Return the fields of a row in COPY's binary format, each with its length before it."""
+    parts: list[bytes] = []
+    place = 2
+    while place < len(staged):
+        size = staged[place : place + 4]
+        end = place + 4 + (0 if size == NULL else int.from_bytes(size, "big"))
+        parts.append(staged[place:end])
+        place = end
+    return parts
 
 
 def _fields(message: bytes, place: int) -> tuple[Fields, int]:

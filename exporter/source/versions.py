@@ -133,9 +133,6 @@ class VersionLayout:
             self._update(versions, *pgoutput.updated(message), commit)
 
     def _update(self, versions: Versions, old: Fields | None, row: Fields, commit: Commit) -> None:
-        if old is not None:  # a key that is stored apart comes with the old row alone
-            for place in self._keys:
-                row[place] = old[place] if row[place] is None else row[place]
         before = self._key(row if old is None else old)
         self._add(versions, UPDATE, row, commit, before, old)
 
@@ -182,13 +179,7 @@ class VersionLayout:
 
     def _completed(self, chosen: Fields, earlier: bytes) -> tuple[Fields, bytes]:
         """Return the columns with those of an earlier version; and the key of what they lack."""
-        fields: list[bytes] = []
-        place = 2
-        while place < len(earlier):
-            size = earlier[place : place + 4]
-            end = place + 4 + (0 if size == NULL else int.from_bytes(size, "big"))
-            fields.append(earlier[place:end])
-            place = end
+        fields = pgoutput.parts_of(earlier)
         if fields[0] == _field(DELETE):
             raise SourceError(f"{self.member.key}: the slot updates a row that it removed")
         kept = fields[1][4:]

@@ -58,6 +58,11 @@ def same(place: Workplace, *tables: str) -> None:
         compare(place, f"public.{table}", f"(select {names} from analytics_raw.{table}) r")
 
 
+def by_ranges(place: Workplace) -> bool:
+    """Whether the source's version can be copied by ranges of blocks, for the first time."""
+    return int(place.query(place.core, "show server_version_num")[0][0]) >= 140000
+
+
 def refused(place: Workplace, *words: str) -> tuple[int, str]:
     """Load, which fails; return the exit status, and what it says."""
     done = place.run("exporter", "load", *words)

@@ -247,12 +247,12 @@ def test_what_the_copy_shows_makes_no_version(thing: Workplace) -> None:
     thing.query(thing.core, "update other set a = 'later'")
     results(thing)
     replayed(thing, "other")
-    found = versions(thing, "other", columns="_op, id, a")
+    found = versions(thing, "other", columns="id, _op, a")
     assert found == [
-        ("copy", 1, "open"),
-        ("copy", 2, "open still"),
-        ("update", 1, "later"),
-        ("update", 2, "later"),
+        (1, "copy", "open"),
+        (2, "copy", "open still"),
+        (1, "update", "later"),
+        (2, "update", "later"),
     ]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Workplace, as_role
-from tests.helpers.changes import define, results, same, slots, two_tables
+from tests.helpers.changes import by_ranges, define, results, same, slots, two_tables
 from tests.monitoring.test_notify import Receiver, receiver
 
 __all__ = ["receiver"]
+FIRST = {True: "first load", False: "full refresh"}  # the path of a first copy
 _STATE = "select md5(string_agg(t::text || xmin, ',' order by t::text)) from analytics_raw.{} t"
 
 
@@ -62,7 +63,7 @@ def test_a_dry_run_before_the_first_load(two: Workplace) -> None:
         assert (slot["made"], slot["why"], slot["bytes"]) == (True, "there is none yet", None)
         assert slot["publication"][0].startswith("create publication ")
         assert (one["path"], one["why_copied"]) == (
-            "first load",
+            FIRST[by_ranges(two)],
             "its rows are copied, then its changes follow",
         )
         assert one["changes"][0].startswith(f'create table "analytics_raw"."{key}"')
@@ -89,7 +90,7 @@ def test_a_dry_run_says_what_the_load_then_does(two: Workplace) -> None:
     two.query(two.core, "create table c (id int primary key); insert into c values (1)")
     define(two, "a", "c")
     said = _rehearsed(two)
-    assert said["c"]["path"] == "first load"
+    assert said["c"]["path"] == FIRST[by_ranges(two)]
     assert said["a"]["path"] == "changes"
     statements = said["a"]["slot"]["publication"]
     assert [one.partition(name)[2] for one in statements] == [

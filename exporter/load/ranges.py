@@ -16,7 +16,7 @@ from psycopg import sql
 from exporter import state
 from exporter.errors import DatabaseError
 from exporter.raw import RawTable
-from exporter.raw.landing import Staging, row_error
+from exporter.raw.landing import Staging, copied_to, row_error
 from exporter.raw.statements import copy_statement
 from exporter.source import Blocks, Column, Lands, Range, join_snapshot, look_further
 from exporter.state import Totals, fence
@@ -110,9 +110,10 @@ def _land(
         if first.blocks.direct:
             try:
                 rows, size = pour(destination, copy_statement(first.raw), blocks)
-            except psycopg.IntegrityError as error:
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
                 row = f"of blocks {part.first:,} to {part.end:,}"
-                raise row_error(first.raw, error, part.number + 1, row, None) from None
+                column = copied_to(error)[1]
+                raise row_error(first.raw, error, part.number + 1, row, column) from None
             written = rows
         else:
             rows, size = staging.fill(blocks, part.number + 1)

@@ -143,13 +143,12 @@ class Staging:
         return ", ".join(f"{name}={field(row, place)}" for name, place in self._key.items())
 
     def _copy_error(self, error: psycopg.Error, batch: int) -> RowError:
-        found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
-        line = int(found[1]) if found else 0
+        line, column = copied_to(error)
         earlier = (one for one in reversed(self._sent) if one[0] < line)
         before, block = next(earlier, (0, "?"))
         if isinstance(block, bytes):
             block = self._key_of(block.split(b"\n")[line - before - 1])
-        return row_error(self._raw, error, batch, block, found[2] if found else None)
+        return row_error(self._raw, error, batch, block, column)
 
     def _apply_error(self, error: psycopg.Error, batch: int) -> RowError:
         statement = landing(self._raw, Lands.ANY, "2000-01-01", [])[0]
@@ -160,6 +159,12 @@ class Staging:
             lambda: self._destination.execute(statement),
         )
         return row_error(self._raw, error, batch, row, None)
+
+
+def copied_to(error: psycopg.Error) -> tuple[int, str | None]:
+    """Return the row, from 1 on, and the column that COPY has come to, as PostgreSQL tells it."""
+    found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
+    return (int(found[1]), found[2]) if found else (0, None)
 
 
 def row_error(

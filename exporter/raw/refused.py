@@ -9,6 +9,7 @@ from itertools import islice
 import psycopg
 from psycopg import sql
 
+from exporter.source.pgoutput import parts_of
 from exporter.wire import Connection
 
 
@@ -32,12 +33,7 @@ def uncopied(
     row = next(islice(staged, int(found[1]) - 1, None), None) if found else None
     if found is None or row is None:
         return "?", None
-    fields, place = [], 2
-    while place < len(row):
-        size = int.from_bytes(row[place : place + 4], "big", signed=True)
-        end = place + 4 + max(size, 0)
-        fields.append(row[place + 4 : end].decode(errors="replace"))
-        place = end
+    fields = [one[4:].decode(errors="replace") for one in parts_of(row)]
     key = ", ".join(f"{name}={fields[at]}" for name, at in keys.items())
     return key, int(found[2]) if found[2] else None
 

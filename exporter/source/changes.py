@@ -140,6 +140,7 @@ class Gatherer:
             self._columns = columns
             self._described = [self._layout(member, found) for member in members]
             self._layouts[oid] = self._described
+        self._layouts.setdefault(oid, [])
         for layout in self._described:
             known = self._unkeyed.setdefault(layout.member.key, {})
             if members:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from exporter.config import Definition
 from exporter.monitoring.finding import Finding, failure, subject_of
 from exporter.monitoring.grants import missing_for_publication
-from exporter.monitoring.slots import Overview, overview, sources_of
+from exporter.monitoring.slots import CORE, Overview, overview, sources_of
 from exporter.source import Table, megabytes, publication, slots
 from exporter.wire import Connection
 
@@ -21,7 +21,7 @@ def of_sources(
 
     Of one where no changes are read, only what was left behind.
     """
-    sources = sources_of(declared)
+    sources = sources_of(declared) or {CORE: False}
     found = overview(sources, sessions, analytics)
     for variable, needed in sources.items():
         source = sessions.get(variable)

@@ -384,3 +384,18 @@ def test_commands_know_of_histories(thing: Workplace) -> None:
     assert thing.run("exporter", "state", "reset", "thing").returncode == 0
     results(thing)
     assert len(versions(thing, "thing", "id = 7")) == 2
+
+
+def test_histories_beside_mirrors_by_several_sessions(place: Workplace) -> None:
+    for table in ("h1", "m1", "m2"):
+        place.query(
+            place.core,
+            f"create table {table} (id int primary key, a text);"
+            f" insert into {table} select i, 'x' from generate_series(1, 500) i",
+        )
+    place.define(declared("h1", "mode: history"), declared("m1", ""), declared("m2", ""))
+    results(place, "-j", "3")
+    place.query(place.core, "update h1 set id = id + 1000 where id < 20; update m1 set a = 'b'")
+    results(place, "-j", "3")
+    same(place, "m1", "m2")
+    replayed(place, "h1")

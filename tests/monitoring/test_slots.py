@@ -397,3 +397,13 @@ def test_a_standby_may_take_the_slot_over(newest: Workplace) -> None:
     reader.finish()
     assert process.returncode == 0, err
     same(newest, "a", "b")
+
+
+def test_a_slot_that_the_last_definition_of_all_left_behind(place: Workplace) -> None:
+    place.query(place.core, "create table one (id int primary key)")
+    define(place, "one")
+    results(place)
+    place.define()
+    said = " ".join(place.run("exporter", "check").stdout.split())
+    assert "holds back" in said
+    assert f"→ exporter slots drop {slots(place)[0][0]}" in said

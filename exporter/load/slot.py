@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
@@ -44,6 +45,7 @@ from exporter.wire.replication import lsn_number
 
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
+_COPIES = 5  # of a table that a load makes, one after another, before it gives up
 
 
 def follow(
@@ -91,6 +93,7 @@ class _Load:
         self._gone: frozenset[tuple[str, str]] = frozenset()
         self._trusting = True  # what is new at the source is new to raw
         self._parted = False
+        self._unsettled: Counter[str] = Counter()
         self._began = time.monotonic()
         self.results = {one.key: Result(one.key) for one in definitions}
 
@@ -124,6 +127,17 @@ class _Load:
                         self._parted = True
                     except Unsettled as found:
                         self._leave(found.key)
+                        self._refuse_endless(found.key)
+
+    def _refuse_endless(self, key: str) -> None:
+        """Raise SourceError for a table of which no copy fits its changes, whose keys move."""
+        self._unsettled[key] += 1
+        if self._unsettled[key] >= _COPIES:
+            raise SourceError(
+                f"{key}: it was copied {_COPIES} times, and each time keys moved amid the copy"
+                " while large values stayed: which row has those cannot be told",
+                hint=f"exporter load {key}, when fewer keys change; or read it from the primary",
+            )
 
     def ended(self, error: ExporterError | None) -> None:
         """Give the error to the tables that have none of their own, and record it."""

@@ -177,6 +177,35 @@ def test_what_a_copy_may_show_is_not_applied_to_another_row(read: Pair) -> None:
     read.same()
 
 
+def test_keys_that_move_all_the_time_stop_no_load_for_ever(read: Pair) -> None:
+    primary, standby, place = read
+    ended = threading.Event()
+    limit = threading.Timer(40, ended.set)  # a load without an end would go on until then
+
+    def move() -> None:
+        with psycopg.connect(primary.url("postgres"), autocommit=True) as session:
+            while not ended.is_set():
+                session.execute("update thing set id = 500 where id = 1")
+                session.execute("update thing set id = 1 where id = 500")
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    limit.start()
+    try:
+        status, said = refused(place, "thing", "--full-refresh")
+        assert not ended.is_set()
+    finally:
+        limit.cancel()
+        ended.set()
+        mover.join()
+    assert status == 1
+    assert "each time keys moved amid the copy" in said
+    caught_up(primary, standby)
+    with _telling(primary):
+        results(place)
+    read.same()
+
+
 @pytest.mark.parametrize("rounds", [2, pytest.param(25, marks=pytest.mark.long)])
 def test_copies_beside_writers(read: Pair, rounds: int) -> None:
     primary, standby, place = read

@@ -6,7 +6,7 @@ import contextlib
 from typing import NamedTuple
 
 from exporter.errors import SourceError
-from exporter.source import publication, slots
+from exporter.source import publication, slots, standby
 from exporter.source.landed import position_of
 from exporter.source.slots import Found
 from exporter.source.snapshot import Server
@@ -44,7 +44,7 @@ def look_at(source: Connection, known: Slot, server: Server, *, parted: bool = F
             f" {found.plugin or 'none'}, its database {found.database or 'none'}",
             hint=f"select pg_drop_replication_slot('{known.name}'), if nobody needs it",
         )
-    if found and slots.is_standby(source):
+    if found and standby.is_standby(source):
         _refuse_behind(source, known, found, server)
     why = _why_anew(known, found, server, fork, parted=parted)
     if not why and publication.find(source, known.name) is None:  # it cannot be read without

@@ -23,7 +23,7 @@ from exporter.load.look import ANEW, look_at
 from exporter.load.transfer import Attempt
 from exporter.raw import table as raw_table
 from exporter.raw.changes import Doubted
-from exporter.source import keyed, publication, slots
+from exporter.source import keyed, publication, slots, standby
 from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
 from exporter.source.folded import Unsettled
@@ -359,6 +359,12 @@ class _Load:
         began = remembered.now(self._destination)
         begin, end = lsn_number(slot.lsn), slots.end_of_wal(self._source)
         slots.await_standbys(self._source, slot.name, end, self.say)
+        if standby.is_paused(self._source):
+            self.say(
+                "the standby's replay is paused: what it has got since is not landed; select"
+                " pg_wal_replay_resume()",
+                "warning",
+            )
         # A copy that was refused has its result already.
         results = {key: Result(key) if one.error else one for key, one in self.results.items()}
         landing = Landing(

@@ -8,7 +8,7 @@ from exporter.config import Definition
 from exporter.monitoring.finding import Finding, failure, subject_of
 from exporter.monitoring.grants import missing_for_publication
 from exporter.monitoring.slots import CORE, Overview, overview, sources_of
-from exporter.source import Table, megabytes, publication, slots
+from exporter.source import Table, megabytes, publication, slots, standby
 from exporter.wire import Connection
 
 _LIMIT = "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();"
@@ -83,16 +83,16 @@ def _publication(
     added = [one for one in definitions if one.source in unsent]
     what = "is made by the first load" if now is None else "gets tables at the next load"
     wanted = missing_for_publication(source, name if now else None, added)
-    standby = slots.is_standby(source)
-    if not wanted and not standby:
+    replica = standby.is_standby(source)
+    if not wanted and not replica:
         yield Finding("ok", subject, "publication", what)
         return
-    where = "to be run on the primary" if standby else "for their owner to run"
+    where = "to be run on the primary" if replica else "for their owner to run"
     fix = f"exporter load prints the statement, {where}"
     if now and name:
         statements, _ = publication.statements(name, now, [one.source for one in definitions])
         fix = "; ".join(one.as_string(source) for one in statements)
-    why = "which a standby cannot do" if standby else f"for which the role must {', '.join(wanted)}"
+    why = "which a standby cannot do" if replica else f"for which the role must {', '.join(wanted)}"
     message = f"{what}, {why}"
     yield Finding("fail", subject, "publication", message, (fix,))
 

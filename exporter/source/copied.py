@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from exporter.config import Definition
 from exporter.errors import SourceError, UsageError
-from exporter.source import publication, slots
+from exporter.source import publication, slots, standby
 from exporter.source.blocks import select
 from exporter.source.landed import position_of
 from exporter.source.member import Member, Replayed, snapshot_of
@@ -54,13 +54,15 @@ class CopyReader(ScanReader):
                 self._slot = remembered.of(destination, self.found)
             if self._slot:
                 self._sent = publication.sent(self._source, self._slot.name, table.oid)
-            self._seen = self._visible()
             if self._history:
                 self.table = table._replace(computed=self._own())
             yield self.table
 
+    def _look_within(self) -> None:
+        """Find out what the snapshot shows, as ``snapshot_of`` takes it."""
+        self._seen = self._visible()
+
     def _visible(self) -> str:
-        """Return what the snapshot shows, as ``snapshot_of`` takes it."""
         if self.horizon.standby:
             if self._history:
                 raise SourceError(
@@ -68,8 +70,8 @@ class CopyReader(ScanReader):
                     " the moment of a copy is not known, by which a history begins",
                     hint=f"{self._declared.variable}: the primary; or exporter.mode: upsert",
                 )
-            # The first is of before the snapshot.
-            return Replayed(self.horizon.server.lsn or 0, slots.replayed(self._source)).text
+            # The first is of just before the snapshot: what comes in between is in doubt.
+            return Replayed(self.horizon.server.lsn or 0, standby.replayed(self._source)).text
         row = self._source.execute("select pg_current_snapshot()::text").fetchone()
         assert row is not None
         return str(row[0])
@@ -286,7 +288,7 @@ class CopyReader(ScanReader):
     def _end(self) -> tuple[str, str]:
         """Return where the WAL is, and the position behind which no change is in the copy."""
         if self.horizon.standby:
-            end = slots.replayed(self._source)
+            end = standby.replayed(self._source)
             return lsn_text(end), lsn_text(end + 1)  # the record behind it may be seen already
         row = self._source.execute("select pg_current_wal_insert_lsn()::text").fetchone()
         assert row is not None

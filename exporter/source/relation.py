@@ -54,6 +54,7 @@ class RelationReader(ABC):
         self._look_before()
         self.horizon = horizon = observe(source, stored)
         with reading(source, declared):
+            self._look_within()
             self.table = find_table(source, declared, destination)
             self._definition = keyed(self._definition, self.table)
             self._snapshot = snapshot = take_snapshot(source, stored, horizon)
@@ -98,6 +99,9 @@ class RelationReader(ABC):
 
     def _look_before(self) -> None:  # noqa: B027  most have nothing to look at
         """Look at what has to be known before the open transactions are."""
+
+    def _look_within(self) -> None:  # noqa: B027  likewise
+        """Look at the snapshot, which is taken here."""
 
     @abstractmethod
     def _refuse(self, *, rows: bool) -> None:

@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from exporter.errors import SourceError
+from exporter.source import standby
 from exporter.wire import Connection, first_line
 from exporter.wire.replication import lsn_number, lsn_text
 
@@ -31,7 +32,6 @@ _RIGHT = "alter role {} replication"  # the same on Cloud SQL and Azure
 
 # The primary tells a standby now and then which transactions run: without that, no slot is made.
 _TELLING = "on the primary: select pg_log_standby_snapshot(), and let long transactions end"
-_REPLAY = 1.0  # seconds for a standby to replay what it has got
 
 _LOST = {
     "rows_removed": "the primary has removed rows that it needs (hot_standby_feedback is off)",
@@ -84,8 +84,8 @@ def unfit(source: Connection) -> Iterator[tuple[str, SourceError]]:
         " exists (select from pg_roles where rolname = 'rds_replication')"
     ).fetchone()
     assert row is not None
-    level, standby, role, quoted, may, amazon = row
-    if standby and source.info.server_version < 160000:
+    level, replica, role, quoted, may, amazon = row
+    if replica and source.info.server_version < 160000:
         yield (
             "standby",
             SourceError(
@@ -139,7 +139,7 @@ def make(source: Connection, name: str, say: Callable[[str], None]) -> str:
 
     It waits for every transaction that is writing, whichever table it writes.
     """
-    replica = is_standby(source)
+    replica = standby.is_standby(source)
     failover = ", failover => true" if source.info.server_version >= 170000 and not replica else ""
     statement = sql.SQL(
         "select lsn::text from pg_create_logical_replication_slot({}, {}{})"
@@ -256,7 +256,7 @@ def await_writers(source: Connection, say: Callable[[str], None]) -> None:
 
 
 def _waits(source: Connection) -> SourceError:
-    if is_standby(source):
+    if standby.is_standby(source):
         return SourceError(
             f"the primary did not tell within {_WAIT:.0f} s that what was running there has ended:"
             " before it has, what it writes could be missed",
@@ -286,8 +286,8 @@ def end_of_wal(source: Connection) -> int:
 
     It is on disk there: what is not yet, no slot sends. Of a standby, it is what was replayed.
     """
-    if is_standby(source):
-        return _replayed(source)
+    if standby.is_standby(source):
+        return standby.end_of_wal(source)
     row = source.execute("select pg_current_wal_insert_lsn()::text").fetchone()
     assert row is not None
     end = lsn_number(row[0])
@@ -308,32 +308,6 @@ def end_of_wal(source: Connection) -> int:
             source.execute(_FLUSH)
             nudge = until
         time.sleep(0.005)
-
-
-def is_standby(source: Connection) -> bool:
-    """Tell whether the server follows another one."""
-    return source.execute("select pg_is_in_recovery()").fetchone() == (True,)
-
-
-def replayed(source: Connection) -> int:
-    """Return the position that a standby has replayed. One record behind it may be seen already."""
-    row = source.execute("select pg_last_wal_replay_lsn()::text").fetchone()
-    assert row is not None
-    return lsn_number(row[0])
-
-
-def _replayed(source: Connection) -> int:
-    """Return the position that a standby has replayed, if it can be with what it has got so far.
-
-    A commit is seen before its position is: a table that is copied may have what its slot does not
-    send yet, unless nothing is on its way.
-    """
-    row = source.execute("select coalesce(pg_last_wal_receive_lsn(), '0/0')::text").fetchone()
-    assert row is not None
-    got, until = lsn_number(row[0]), time.monotonic() + _REPLAY
-    while (now := replayed(source)) < got and time.monotonic() < until:
-        time.sleep(0.005)
-    return now
 
 
 def await_standbys(source: Connection, name: str, end: int, say: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -44,6 +45,8 @@ update "StatEvent" set status = 'VALIDATED', updated_at = now() at time zone 'UT
 where id in (select id from "StatEvent" order by md5(id) limit %s)
 """
 _SHOW_CURSOR = "\x1b[?25h"
+# Ctrl-C amid a statement: that it cannot be rolled back would come behind the demo's last line.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 def run(root: Path, rows: int, keep: bool) -> None:

@@ -93,7 +93,7 @@ def _seconds_of_a_load(product: Workplace, batch: int, jobs: str) -> float:
 
 @pytest.mark.parametrize("jobs", ["1", pytest.param("4", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("kills", "rows"), [(8, 20_000), pytest.param(100, 200_000, marks=pytest.mark.long)]
+    ("kills", "rows"), [(12, 20_000), pytest.param(100, 200_000, marks=pytest.mark.long)]
 )
 def test_killed_at_random_moments(product: Workplace, kills: int, rows: int, jobs: str) -> None:
     fill(product.core, 1, rows)

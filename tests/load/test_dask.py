@@ -441,6 +441,7 @@ def test_row_functions_run_on_workers(bare: Workplace) -> None:
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_what_is_missing_is_told(place: Workplace) -> None:
     _wide(place, 10)
     done = place.run("exporter", "load", "--scheduler", "tcp://127.0.0.1:1")

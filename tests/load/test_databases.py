@@ -190,6 +190,7 @@ def test_what_is_wrong_is_refused(place: Workplace, wrong: str, said: str) -> No
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.long
 def test_a_cluster_reads_from_each(place: Workplace, billing: str) -> None:
     """A first load that is large enough to go to the workers by ranges, too."""
     pytest.importorskip("distributed")

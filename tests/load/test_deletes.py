@@ -254,6 +254,7 @@ select id, v, _deleted_at, _exported_at from {{ source('analytics_raw', 'item') 
 """
 
 
+@pytest.mark.long
 def test_a_model_follows_the_marks(bare: Workplace) -> None:
     (bare.folder / "models" / "staging" / "sources.yml").write_text(
         "version: 2\nsources:\n  - name: analytics_raw\n    tables:\n"

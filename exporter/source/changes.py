@@ -77,6 +77,7 @@ class Gatherer:
         self._unkeyed: dict[str, dict[bytes, list[str]]] = {}  # by key; of it and its partitions
         self._changes: dict[str, Changes | Versions] = {}
         self._size = 0
+        self._amid = False  # the last chunk has ended amid a transaction
         self._transaction: Commit | None = None
         self._commit: bytes | None = None
 
@@ -104,16 +105,17 @@ class Gatherer:
                 if position >= self._end:
                     yield self._cut(position, last=True)
                     return
-                if self._size >= CHUNK:
+                if self._size >= CHUNK or self._amid:
                     self._stored = position
                     yield self._cut(position)
             else:
                 self._take(kind, message)
-                if self._size >= CHUNK + CHUNK // 4:  # most transactions end before
+                if self._size >= CHUNK + CHUNK // 8:  # most transactions end before
                     yield self._cut(None)
 
     def _cut(self, position: int | None, *, last: bool = False) -> Chunk:
         changes, self._changes, self._size = self._changes, {}, 0
+        self._amid = position is None
         return Chunk(changes, position, last, self._commit)
 
     def _take(self, kind: int, message: bytes) -> None:

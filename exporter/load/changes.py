@@ -21,6 +21,8 @@ from exporter.state.slots import Slot
 from exporter.wire import Connection
 from exporter.wire.replication import lsn_number, lsn_text
 
+_UNSAFE = 32 * 1024 * 1024  # bytes of the source's WAL that land without waiting for the disk
+
 
 class SlotTable(NamedTuple):
     """A table of the slot, as this load finds it."""
@@ -55,9 +57,6 @@ def _staging(destination: Connection, raw: RawTable, number: int, *, trusting: b
     if raw.target.is_history:
         return HistoryStaging(destination, raw, number, trusting=trusting)
     return ChangesStaging(destination, raw, number, trusting=trusting)
-
-
-_UNSAFE = 32 * 1024 * 1024  # bytes of the source's WAL that land without waiting for the disk
 
 
 class Landing:

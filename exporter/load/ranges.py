@@ -16,7 +16,8 @@ from psycopg import sql
 from exporter import state
 from exporter.errors import DatabaseError
 from exporter.raw import RawTable
-from exporter.raw.landing import Staging, copied_to, row_error
+from exporter.raw.landing import Staging, row_error
+from exporter.raw.refused import copied_to
 from exporter.raw.statements import copy_statement
 from exporter.source import Blocks, Column, Lands, Range, join_snapshot, look_further
 from exporter.state import Totals, fence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,7 +12,7 @@ from exporter.errors import RowError
 from exporter.raw.history import refuse_disorder
 from exporter.raw.keys import keep_newest, prove
 from exporter.raw.narrow import refuse_rounded
-from exporter.raw.refused import find_refused, key_text, told
+from exporter.raw.refused import copied_to, find_refused, key_text, told
 from exporter.raw.statements import PLACE, STAGING, landing
 from exporter.raw.table import RawTable
 from exporter.source import Column, Lands
@@ -159,12 +158,6 @@ class Staging:
             lambda: self._destination.execute(statement),
         )
         return row_error(self._raw, error, batch, row, None)
-
-
-def copied_to(error: psycopg.Error) -> tuple[int, str | None]:
-    """Return the row, from 1 on, and the column that COPY has come to, as PostgreSQL tells it."""
-    found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
-    return (int(found[1]), found[2]) if found else (0, None)
 
 
 def row_error(

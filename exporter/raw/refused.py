@@ -21,6 +21,12 @@ def told(error: psycopg.Error) -> str:
     return re.sub(r':? "[^"]*"$', "", message)
 
 
+def copied_to(error: psycopg.Error) -> tuple[int, str | None]:
+    """Return the row, from 1 on, and the column that COPY has come to, as PostgreSQL tells it."""
+    found = re.search(r"line (\d+)(?:, column ([^:\n]+))?", error.diag.context or "")
+    return (int(found[1]), found[2]) if found else (0, None)
+
+
 def uncopied(
     error: psycopg.Error, staged: Iterable[bytes], keys: Mapping[str, int]
 ) -> tuple[str, int | None]:
@@ -28,14 +34,14 @@ def uncopied(
 
     ``staged`` are rows of texts in COPY's binary format, ``keys`` the places of the key in them.
     """
-    context = error.diag.context or ""
-    found = re.search(r"line (\d+)(?:, column _(\d+))?", context)
-    row = next(islice(staged, int(found[1]) - 1, None), None) if found else None
-    if found is None or row is None:
+    line, column = copied_to(error)
+    row = next(islice(staged, line - 1, None), None) if line else None
+    if row is None:
         return "?", None
     fields = [one[4:].decode(errors="replace") for one in parts_of(row)]
     key = ", ".join(f"{name}={fields[at]}" for name, at in keys.items())
-    return key, int(found[2]) if found[2] else None
+    place = (column or "").removeprefix("_")  # a column of raw's is staged by its place
+    return key, int(place) if place.isdigit() else None
 
 
 def key_text(columns: Mapping[str, sql.Identifier]) -> sql.Composable:

@@ -56,7 +56,6 @@ class FoldedLayout:
         at = {name: place for place, name in enumerate(relation.columns)}
         self.unkeyed = unkeyed(member, relation)
         self.member = member
-        self.oid = member.oid
         self.snapshot = member.snapshot
         self.key_places = [at.get(name, -1) for name in member.keys]
         self.places = [None if name is None else at.get(name, -1) for name in member.columns]

@@ -23,12 +23,23 @@ ANOTHER = "alter table part_1 replica identity using index by_code"
 BACK = "alter table part_1 replica identity default"
 
 
+def _copy(place: Workplace, mode: str) -> None:
+    place.query(place.core, PART)
+    define(place, "part", part=f"mode: {mode}")
+    results(place)
+
+
+def _same(place: Workplace, mode: str) -> None:
+    if mode == "upsert":
+        same(place, "part")
+    else:
+        replayed(place, "part")
+
+
 @pytest.fixture
 def part(place: Workplace) -> Workplace:
     """A table of two partitions whose copy is made, as a mirror."""
-    place.query(place.core, PART)
-    define(place, "part")
-    results(place)
+    _copy(place, "upsert")
     return place
 
 
@@ -46,9 +57,7 @@ def part(place: Workplace) -> Workplace:
 def test_a_partition_whose_replica_identity_was_another_one_meanwhile(
     place: Workplace, change: str, mode: str
 ) -> None:
-    place.query(place.core, PART)
-    define(place, "part", part=f"mode: {mode}")
-    results(place)
+    _copy(place, mode)
     # Another partition, and the table itself, are described between.
     place.query(
         place.core,
@@ -63,10 +72,7 @@ def test_a_partition_whose_replica_identity_was_another_one_meanwhile(
     results(place, "part", "--full-refresh")
     place.query(place.core, "update part set code = code + 1000; delete from part where id = 3")
     results(place)
-    if mode == "upsert":
-        same(place, "part")
-    else:
-        replayed(place, "part")
+    _same(place, mode)
 
 
 def test_a_partition_without_a_replica_identity_has_no_updates(part: Workplace) -> None:
@@ -92,9 +98,7 @@ def test_an_old_row_is_as_whole_as_the_partition_makes_it(
     place: Workplace, table: str, mode: str
 ) -> None:
     """`replica identity full` of a table says nothing of its partitions, nor theirs of it."""
-    place.query(place.core, PART)
-    define(place, "part", part=f"mode: {mode}")
-    results(place)
+    _copy(place, mode)
     place.query(
         place.core,
         f"alter table {table} replica identity full;"
@@ -103,7 +107,4 @@ def test_an_old_row_is_as_whole_as_the_partition_makes_it(
         " where id = 3; delete from part_1 where id = 8; update part set code = 88 where id = 9",
     )
     results(place)
-    if mode == "upsert":
-        same(place, "part")
-    else:
-        replayed(place, "part")
+    _same(place, mode)

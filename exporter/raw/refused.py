@@ -18,7 +18,8 @@ def told(error: psycopg.Error) -> str:
     message = error.diag.message_primary or "refused"
     if isinstance(error, psycopg.errors.UntranslatableCharacter):
         return re.sub("^.* has no equivalent", "a character of it has no equivalent", message)
-    return re.sub(r':? "[^"]*"$', "", message)
+    before, _, _ = message.partition(': "')  # a value may have quotes of its own
+    return re.sub(r' "[^"]*"$', "", before)
 
 
 def copied_to(error: psycopg.Error) -> tuple[int, str | None]:

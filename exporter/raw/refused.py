@@ -18,6 +18,8 @@ def told(error: psycopg.Error) -> str:
     message = error.diag.message_primary or "refused"
     if isinstance(error, psycopg.errors.UntranslatableCharacter):
         return re.sub("^.* has no equivalent", "a character of it has no equivalent", message)
+    if isinstance(error, psycopg.IntegrityError):  # it quotes names alone
+        return message
     before, _, _ = message.partition(': "')  # a value may have quotes of its own
     return re.sub(r' "[^"]*"$', "", before)
 

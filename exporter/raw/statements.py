@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from psycopg import sql
 
@@ -138,13 +138,25 @@ def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
     )
 
 
+def _differs_soon(raw: RawTable, first: Iterable[Column], new: str, old: str) -> sql.Composable:
+    """Return the condition for two rows that differ, mostly in columns that cost little to look at.
+
+    These have a comparison of their own by which only values differ that have other images.
+    """
+    differ = [
+        sql.SQL("{0}.{2} is distinct from {1}.{2}").format(
+            sql.SQL(new), sql.SQL(old), sql.Identifier(column.name)
+        )
+        for column in first
+    ]
+    return sql.SQL("({})").format(sql.SQL(" or ").join([*differ, _differs(raw, new, old)]))
+
+
 def _replace(raw: RawTable, stamp: str, order: Sequence[Column]) -> sql.Composed:
     """Return the statement for rows beyond the stored position: one look-up each."""
-    differs = _differs(raw, "excluded", "d")
-    if raw.exact and order and order[0] in raw.columns:
-        # Most of these rows have another cursor value, which costs less to find out.
-        cursor = sql.Identifier(order[0].name)
-        differs = sql.SQL("excluded.{0} is distinct from d.{0} or {1}").format(cursor, differs)
+    # Most of these rows have another cursor value.
+    cursor = [column for column in order[:1] if raw.exact and column in raw.columns]
+    differs = _differs_soon(raw, cursor, "excluded", "d")
     return (
         _insert(raw, stamp)
         + sql.SQL("{} s where s.{}").format(STAGING, sql.Identifier(BEYOND.name))
@@ -175,13 +187,15 @@ def updated(raw: RawTable, stamp: str, rows: sql.Composable) -> sql.Composed:
     """
     now = sql.SQL("{}::timestamptz").format(sql.Literal(stamp))
     names = [name for name in _written(raw) if name not in raw.key] or raw.key
+    moments = [one for one in raw.columns if raw.exact and one.raw_type.startswith("timestamp")]
+    differs = _differs_soon(raw, moments, "s", "d")
     values = [now if name == sql.Identifier(STAMP) else sql.SQL("s.") + name for name in names]
     return (
         sql.SQL("update {} d set ({}) = row({}) from ").format(
             raw.name, _COMMA.join(names), _COMMA.join(values)
         )
         + rows
-        + sql.SQL(" where {} and {}").format(_same_key(raw, "s", "d"), _differs(raw, "s", "d"))
+        + sql.SQL(" where {} and {}").format(_same_key(raw, "s", "d"), differs)
     )
 
 

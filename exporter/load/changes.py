@@ -36,6 +36,18 @@ class SlotTable(NamedTuple):
     follows_first: bool = False  # its changes land before it is copied
 
     @property
+    def in_binary(self) -> bool:
+        """Whether raw takes what the slot sends of the table in binary, without a cast."""
+        raw = self.raw
+        sent = [column for column in raw.columns if column.expression != "null"]
+        return raw.exact and not raw.target.is_history and all(one.streamed for one in sent)
+
+    @property
+    def types(self) -> dict[str, int]:
+        """The types of its columns at the source, by name, where it is ``in_binary``."""
+        return {column.name: column.streamed for column in self.raw.columns}
+
+    @property
     def files(self) -> dict[str, str]:
         """The files of the source's heaps: others when it is written anew, or emptied."""
         return self.reader.files()
@@ -53,10 +65,12 @@ class Staging(Protocol):
         """Land them in the running transaction. Raises RowError, DriftError, Doubted."""
 
 
-def _staging(destination: Connection, raw: RawTable, number: int, *, trusting: bool) -> Staging:
+def _staging(
+    destination: Connection, raw: RawTable, number: int, *, trusting: bool, binary: bool
+) -> Staging:
     if raw.target.is_history:
         return HistoryStaging(destination, raw, number, trusting=trusting)
-    return ChangesStaging(destination, raw, number, trusting=trusting)
+    return ChangesStaging(destination, raw, number, trusting=trusting, binary=binary)
 
 
 class Landing:
@@ -70,9 +84,13 @@ class Landing:
         results: dict[str, Result],
         *,
         trusting: bool,
+        binary: bool,
         began: str,
     ) -> None:
-        """``trusting``: see ``ChangesStaging``; ``began``: see ``reached``, of the last chunk."""
+        """``trusting``, ``binary``: see ``ChangesStaging``.
+
+        ``began``: see ``reached``, of the last chunk.
+        """
         self._destination = destination
         self._began = began
         self._slot = slot
@@ -85,7 +103,7 @@ class Landing:
         self._stamps = {key: one.stored.exported_at for key, one in self._tables.items()}
         self._rows = {key: one.stored.cursor is not None for key, one in self._tables.items()}
         self._staging = {
-            key: _staging(destination, table.raw, number, trusting=trusting)
+            key: _staging(destination, table.raw, number, trusting=trusting, binary=binary)
             for number, (key, table) in enumerate(self._tables.items())
         }
         self._settling = {key: one.member.settling for key, one in self._tables.items()}

@@ -26,7 +26,7 @@ from exporter.raw.changes import Doubted
 from exporter.source import keyed, publication, slots, standby
 from exporter.source.changes import Gatherer, Grown
 from exporter.source.copied import CopyReader
-from exporter.source.folded import Unsettled
+from exporter.source.folded import Retyped, Unsettled
 from exporter.source.landed import Parted, unlanded
 from exporter.source.snapshot import Server, observe
 from exporter.state import Binding, Result, State, record_failure
@@ -45,6 +45,7 @@ from exporter.wire.replication import lsn_number
 
 # Copies tables that the slot is about to be read for, and yields a result for each.
 Copy = Callable[[list[Definition], bool], Iterator[Result]]
+_BINARY = 140000  # the first version whose slots send it
 _COPIES = 5  # of a table that a load makes, one after another, before it gives up
 
 
@@ -92,6 +93,7 @@ class _Load:
         self._refresh = refresh
         self._gone: frozenset[tuple[str, str]] = frozenset()
         self._trusting = True  # what is new at the source is new to raw
+        self._retyped = False  # some changes are of a column that has another type now
         self._parted = False
         self._unsettled: Counter[str] = Counter()
         self._began = time.monotonic()
@@ -123,6 +125,8 @@ class _Load:
                         self._gone |= grown.columns
                     except Doubted:
                         self._trusting = False
+                    except Retyped:
+                        self._retyped = True
                     except Parted:
                         self._parted = True
                     except Unsettled as found:
@@ -353,6 +357,12 @@ class _Load:
         )
         self._tell(table.definition.key, gap, "warning", "notice")
 
+    def _is_in_binary(self, tables: Sequence[SlotTable]) -> bool:
+        """Whether values come in binary, which costs less. What is refused, texts name better."""
+        able = self._source.info.server_version >= _BINARY
+        sure = self._trusting and not self._retyped
+        return able and sure and all(table.in_binary for table in tables)
+
     def _stream(self, slot: Slot, tables: Sequence[SlotTable]) -> None:
         """Land the changes of these tables up to the end of the WAL. Raises Grown."""
         assert slot.lsn is not None
@@ -367,13 +377,15 @@ class _Load:
             )
         # A copy that was refused has its result already.
         results = {key: Result(key) if one.error else one for key, one in self.results.items()}
+        trusting, binary = self._trusting, self._is_in_binary(tables)
         landing = Landing(
-            self._destination, slot, tables, results, trusting=self._trusting, began=began
+            self._destination, slot, tables, results, trusting=trusting, binary=binary, began=began
         )
-        gatherer = Gatherer([table.member for table in tables], begin, end, self._gone)
+        members = [table.member._replace(types=table.types if binary else None) for table in tables]
+        gatherer = Gatherer(members, begin, end, self._gone)
         session = connect(self._source.variable, replication=True)
         with contextlib.closing(session):
-            stream = replication.Slot(session, slot.name, slot.name, begin)
+            stream = replication.Slot(session, slot.name, slot.name, begin, binary=binary)
             following = replication.Following(
                 stream, lambda sent: gatherer.chunks(unlanded(sent, begin, slot.last_commit))
             )

@@ -1,22 +1,24 @@
-"""Changes of rows into the raw table: staged as texts, cast by SQL, each row once."""
+"""Changes of rows into the raw table, each row once: staged, texts cast by SQL; new ones copied."""
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from itertools import islice
 
 import psycopg
 from psycopg import sql
 
+from exporter import state
 from exporter.errors import DriftError, RowError
 from exporter.raw import statements
 from exporter.raw.landing import BY_INDEX
 from exporter.raw.refused import find_refused, key_text, told, uncopied
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source import Column
-from exporter.source.folded import CHANGED, NEW, REMOVE, Changes
+from exporter.source.folded import CHANGED, NEW, REMOVE, Changes, whole
+from exporter.source.versions import EPOCH
 from exporter.wire import Block, Connection, find_operators, pour
 
 _COMMA = sql.SQL(", ")
@@ -42,17 +44,19 @@ class ChangesStaging:
     """A temporary table for the changes of one raw table. Its rows go with each transaction.
 
     ``trusting``: a row that is new at the source is new to raw, which costs less to insert; and
-    none is refused, so that no savepoint is needed to name it.
+    none is refused, so that no savepoint is needed to name it. ``binary``, which goes with it:
+    values come in the binary form of raw's types, so that new rows can go into raw itself.
     """
 
     def __init__(
-        self, destination: Connection, raw: RawTable, number: int, *, trusting: bool
+        self, destination: Connection, raw: RawTable, number: int, *, trusting: bool, binary: bool
     ) -> None:
         self._destination = destination
         self._raw = raw
         self._name = sql.Identifier(f"_exporter_changes_{number}")
         self._made = False
         self._trusting = trusting
+        self._binary = binary
         self._apart = trusting and not raw.marked  # a marked row may be there again
         at = {column.name: place for place, column in enumerate(raw.columns)}
         self._keys = [(name, at[name]) for name in raw.target.conflict_columns]
@@ -70,31 +74,25 @@ class ChangesStaging:
         destination.execute(sql.SQL("truncate {}").format(self._name))
         if changes.emptied:
             landed.deleted += destination.execute(self._emptied(stamp)).rowcount
-        if not changes.rows:
-            return landed
-        names = [*self._own, *self._columns]
-        copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
-            self._name, _COMMA.join(names)
-        )
+        count, apart = changes.count(), self._apart and not settling
+        straight = apart and self._binary and self._raw.stamped
         try:
-            _, landed.size = pour(destination, copy, blocks(changes.rows.values()))
-        except psycopg.DataError as error:
-            own = len(self._own)
-            keys = {name: own + place for name, place in self._keys}
-            raise uncopied_error(
-                self._raw, self._raw.columns, error, changes.rows.values(), keys
-            ) from None
-        destination.execute(BY_INDEX if self._trusting else f"{BY_INDEX}; savepoint staged")
-        count = changes.count()
-        try:
+            landed.size = self._stage(changes, new=not straight)
+            destination.execute(BY_INDEX if self._trusting else f"{BY_INDEX}; savepoint staged")
             if changes.patches:
                 count[CHANGED] += self._complete(settling=settling)
             if count[REMOVE]:
                 landed.deleted += destination.execute(self._removed(stamp)).rowcount
-            if self._apart and not settling:
-                landed.written = self._land_apart(count, stamp)
-            else:
+            if not apart:
                 landed.written = self._execute(statements.changed, stamp, NEW, CHANGED)
+            else:
+                landed.written = self._update(count[CHANGED], stamp)
+                if straight:
+                    rows, size = self._copy(changes.new, stamp)
+                    landed.written += rows
+                    landed.size += size
+                elif changes.new:
+                    landed.written += self._execute(statements.inserted, stamp, NEW)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             if self._trusting:
                 raise Doubted from None
@@ -102,8 +100,41 @@ class ChangesStaging:
             raise refused(
                 destination, self._raw, error, self._name, self._key_text, apply
             ) from None
-        landed.read = len(changes.rows) - count[REMOVE]
+        landed.read = len(changes.rows) + len(changes.new) - count[REMOVE]
         return landed
+
+    def _stage(self, changes: Changes, *, new: bool) -> int:
+        """Fill the temporary table, with the rows that are ``new`` or not; return the bytes."""
+        head = whole(NEW, len(self._keys), len(self._raw.columns))
+        staged = [*changes.rows.values()]
+        if new:
+            staged += [head + row for row in changes.new.values()]
+        if not staged:
+            return 0
+        copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
+            self._name, _COMMA.join([*self._own, *self._columns])
+        )
+        try:
+            return pour(self._destination, copy, blocks(staged))[1]
+        except psycopg.DataError as error:
+            if self._binary:
+                raise
+            own = len(self._own)
+            keys = {name: own + place for name, place in self._keys}
+            raise uncopied_error(self._raw, self._raw.columns, error, staged, keys) from None
+
+    def _copy(self, new: Mapping[bytes, bytes], stamp: str) -> tuple[int, int]:
+        """Copy new rows into raw itself; return how many, and the bytes. Raises Doubted."""
+        if not new:
+            return 0, 0
+        micros = (state.moment(stamp) - EPOCH) // timedelta(microseconds=1)
+        tail = b"\0\0\0\x08" + micros.to_bytes(8, "big")
+        head = (len(self._raw.columns) + 1).to_bytes(2, "big")
+        copy = statements.copy_statement(self._raw)
+        try:
+            return pour(self._destination, copy, blocks(new.values(), head, tail))
+        except psycopg.NotSupportedError:  # a raw table with row security takes INSERT alone
+            raise Doubted from None
 
     def _try(self, stamp: str, *, settling: bool) -> None:
         """Land what is staged, to see whether it is refused."""
@@ -111,15 +142,13 @@ class ChangesStaging:
         self._destination.execute(self._removed(stamp))
         self._execute(statements.changed, stamp, NEW, CHANGED)
 
-    def _land_apart(self, count: Counter[int], stamp: str) -> int:
-        """Update the rows that raw has, insert the others; return how many were written."""
-        written = 0
-        if count[CHANGED]:
-            written += self._execute(statements.updated, stamp, CHANGED)
-            if written < count[CHANGED]:  # some are as raw has them, or raw lacks some
-                written += self._execute(statements.changed, stamp, CHANGED)
-        if count[NEW]:
-            written += self._execute(statements.inserted, stamp, NEW)
+    def _update(self, count: int, stamp: str) -> int:
+        """Update the rows that raw has, of which so many are staged; return how many it did."""
+        if not count:
+            return 0
+        written = self._execute(statements.updated, stamp, CHANGED)
+        if written < count:  # some are as raw has them, or raw lacks some
+            written += self._execute(statements.changed, stamp, CHANGED)
         return written
 
     # -- the statements
@@ -137,7 +166,12 @@ class ChangesStaging:
         raw = self._raw
         kinds = [column.raw_type for column in raw.columns if column.name in dict(self._keys)]
         find_operators(self._destination, kinds)
-        columns = [sql.SQL("{} text").format(name) for name in (*self._own, *self._columns)]
+        types = ["text" if not self._binary else column.raw_type for column in raw.columns]
+        own = ["text", "text", *(types[place] for _, place in self._keys)]
+        columns = [
+            sql.SQL("{} {}").format(name, sql.SQL(kind))
+            for name, kind in zip([*self._own, *self._columns], [*own, *types], strict=True)
+        ]
         self._destination.execute(
             sql.SQL("create temp table {} ({}) on commit delete rows").format(
                 self._name, _COMMA.join(columns)
@@ -194,8 +228,13 @@ class ChangesStaging:
             sql.SQL("{} as {}").format(self._typed(place), sql.Identifier(column.name))
             for place, column in enumerate(self._raw.columns)
         ]
-        rows = sql.SQL("(select {} from {} s where s._op in ({})) s").format(
-            _COMMA.join(typed), self._name, _COMMA.join(sql.Literal(chr(kind)) for kind in kinds)
+        # In the key's order: neighbours are found in the pages of the row before, and a cast that
+        # stands below a sort is computed once.
+        rows = sql.SQL("(select {} from {} s where s._op in ({}) order by {}) s").format(
+            _COMMA.join(typed),
+            self._name,
+            _COMMA.join(sql.Literal(chr(kind)) for kind in kinds),
+            _COMMA.join(self._typed(place) for _, place in self._keys),
         )
         return self._destination.execute(statement(self._raw, stamp, rows)).rowcount
 
@@ -207,11 +246,12 @@ class ChangesStaging:
         raw = self._raw
         taken = [
             sql.SQL(
-                "{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::text else s.{0} end"
+                "{0} = case when substr(s._kept, {1}, 1) = '1' then r.{2}::{3} else s.{0} end"
             ).format(
                 sql.Identifier(f"_{place}"),
                 sql.Literal(place + 1),
                 sql.Identifier(column.name),
+                sql.SQL(column.raw_type if self._binary else "text"),
             )
             for place, column in enumerate(raw.columns)
         ]
@@ -301,10 +341,10 @@ def _error(raw: RawTable, error: psycopg.Error, row: str, column: str | None) ->
     )
 
 
-def blocks(staged: Iterable[bytes]) -> Iterator[Block]:
-    """Yield staged rows in COPY's binary format."""
+def blocks(rows: Iterable[bytes], head: bytes = b"", tail: bytes = b"") -> Iterator[Block]:
+    """Yield rows, each between ``head`` and ``tail``, in COPY's binary format."""
     yield Block(_HEADER, 0, b"")
-    rows = iter(staged)
-    while data := b"".join(islice(rows, _BLOCK)):
-        yield Block(data, 0, b"")
+    rows, between = iter(rows), tail + head
+    while some := [*islice(rows, _BLOCK)]:
+        yield Block(head + between.join(some) + tail, 0, b"")
     yield Block(_TRAILER, 0, b"")

@@ -17,6 +17,10 @@ NEW, CHANGED, PATCH, PRESENT, REMOVE = b"nupid"
 _OP = 6  # the place of it in a staged row
 
 
+class Retyped(Exception):  # noqa: N818  no error: the load reads the changes as texts
+    """Changes that come in binary are of a column that has another type now."""
+
+
 class Unsettled(Exception):  # noqa: N818  no error: the load copies the table again
     """A change keeps of its row what a copy of two moments cannot tell."""
 
@@ -26,25 +30,30 @@ class Unsettled(Exception):  # noqa: N818  no error: the load copies the table a
 
 
 class Changes:
-    """What has become of a table's rows: one row to stage for each key, in COPY's binary format.
+    """What has become of a table's rows: one row for each key, in COPY's binary format.
 
-    A staged row has what is to be done, the columns that stay as they are in raw as a text of 0
-    and 1, the key under which raw has those, and raw's columns.
+    ``new`` has raw's columns of the rows that are new to raw. Another row has before them what is
+    to be done, the columns that stay as they are in raw as a text of 0 and 1, and the key under
+    which raw has those. No key is in both.
     """
 
     def __init__(self) -> None:
+        self.new: dict[bytes, bytes] = {}
         self.rows: dict[bytes, bytes] = {}
         self.emptied = False  # before these rows
         self.patches = False  # some rows are to be completed from raw
 
     def empty(self) -> None:
         """Forget what was before a TRUNCATE."""
+        self.new.clear()
         self.rows.clear()
         self.emptied, self.patches = True, False
 
     def count(self) -> Counter[int]:
         """Return how many rows there are of each kind."""
-        return Counter(map(itemgetter(_OP), self.rows.values()))
+        count = Counter(map(itemgetter(_OP), self.rows.values()))
+        count[NEW] = len(self.new)
+        return count
 
 
 class FoldedLayout:
@@ -61,11 +70,13 @@ class FoldedLayout:
         self.places = [None if name is None else at.get(name, -1) for name in member.columns]
         self.lacks = -1 in self.places  # columns that are newer than these changes
         self.plain = self.places == list(range(len(relation.columns)))
-        count = len(member.keys)
-        self._head = (2 + count + len(self.places)).to_bytes(2, "big")
-        self._no_key = NULL * count
-        self.new = self._whole(NEW)
-        self.changed = self._whole(CHANGED)
+        if member.types is not None:
+            types = zip(relation.columns, relation.types, strict=True)
+            if any(member.types.get(name, kind) != kind for name, kind in types):
+                raise Retyped
+        shape = len(member.keys), len(self.places)
+        self.changed, self.removed = whole(CHANGED, *shape), whole(REMOVE, *shape)
+        self._head = self.changed[:_OP]
         # where the key's columns are in a staged row
         self._staged_keys = {member.columns.index(name): at.get(name, -1) for name in member.keys}
 
@@ -85,19 +96,12 @@ class FoldedLayout:
             NULL if place is None else None if place < 0 else fields[place] for place in self.places
         ]
 
-    def _whole(self, op: int) -> bytes:
-        """Return what stands before all columns of a row."""
-        return self._op(op) + NULL + self._no_key
-
-    def _op(self, op: int) -> bytes:
-        return self._head + b"\0\0\0\1" + bytes([op])
-
     def staged(self, op: int, fields: Sequence[bytes | None], under: bytes) -> bytes:
         """Return a row that is to be completed with what raw has ``under`` a key."""
         kept = "".join("1" if field is None else "0" for field in fields).encode()
         row = b"".join([NULL if field is None else field for field in fields])
         size = len(kept).to_bytes(4, "big")
-        return self._op(op) + size + kept + under + row
+        return self._head + bytes([op]) + size + kept + under + row
 
     def removal(self, fields: Fields) -> bytes:
         """Return the row that removes this one."""
@@ -107,7 +111,7 @@ class FoldedLayout:
             if value is None or value == NULL:
                 refuse_unkeyed(self.member.key, self.member.keys)
             row[staged] = value
-        return self._whole(REMOVE) + b"".join(row)
+        return self.removed + b"".join(row)
 
     def parsed(self, row: bytes) -> tuple[int, Fields, bytes]:
         """Return what a staged row does, its columns, and the key under which raw has the rest."""
@@ -132,16 +136,23 @@ class FoldedLayout:
         elif kind == pgoutput.UPDATE:
             self._update(changes, *pgoutput.updated(message), commit.lsn)
         elif kind == pgoutput.DELETE:
-            old = pgoutput.deleted(message)
-            changes.rows[self.key(old)] = self.removal(old)
+            self._remove(changes, pgoutput.deleted(message))
         else:
             changes.empty()
+
+    def _remove(self, changes: Changes, old: Fields) -> None:
+        key = self.key(old)
+        changes.new.pop(key, None)
+        changes.rows[key] = self.removal(old)
 
     def _insert(self, changes: Changes, row: Fields) -> None:
         key, chosen, rows = self.key(row), self.chosen(row), changes.rows
         if not self.lacks:
-            head = self.changed if key in rows else self.new
-            rows[key] = head + b"".join(chosen)  # type: ignore[arg-type]
+            columns = b"".join(chosen)  # type: ignore[arg-type]
+            if key in rows:
+                rows[key] = self.changed + columns
+            else:
+                changes.new[key] = columns
             return
         # Copied after this change, raw may have the row with the columns that these changes lack.
         if key in rows or changes.emptied:
@@ -154,11 +165,10 @@ class FoldedLayout:
         key = self.key(row)
         before = key if old is None else self.key(old)
         chosen = self.chosen(row)
-        rows = changes.rows
-        earlier = rows.get(before)
+        rows, new = changes.rows, changes.new
         op, under = PATCH, before
-        if None in chosen and earlier is not None:
-            done, values, was_under = self.parsed(earlier)
+        if None in chosen and (earlier := self._earlier(changes, before)):
+            done, values, was_under = earlier
             if done == REMOVE:
                 raise SourceError(f"{self.member.key}: the slot updates a row that it removed")
             chosen = [
@@ -167,16 +177,32 @@ class FoldedLayout:
             ]
             op, under = done, was_under
         if before != key:
-            rows[before] = self.removal(old)  # type: ignore[arg-type]
+            self._remove(changes, old)  # type: ignore[arg-type]
             is_new = key not in rows
         else:
-            is_new = earlier is not None and earlier[_OP] == NEW
+            is_new = key in new
         if None in chosen:
             # Raw may have another row under the key by now.
             if before != key and self.member.doubts(lsn):
                 raise Unsettled(self.member.key)
+            new.pop(key, None)
             rows[key] = self.staged(op, chosen, under)
             changes.patches = True
         else:
-            head = self.new if is_new else self.changed
-            rows[key] = head + b"".join(chosen)  # type: ignore[arg-type]
+            columns = b"".join(chosen)  # type: ignore[arg-type]
+            if is_new:
+                new[key] = columns
+            else:
+                rows[key] = self.changed + columns
+
+    def _earlier(self, changes: Changes, key: bytes) -> tuple[int, Fields, bytes] | None:
+        """Return what an earlier change has made of a row. See ``parsed``."""
+        if (columns := changes.new.get(key)) is not None:
+            return NEW, [*pgoutput.parts_of(columns, 0)], b""
+        return self.parsed(row) if (row := changes.rows.get(key)) is not None else None
+
+
+def whole(op: int, keys: int, columns: int) -> bytes:
+    """Return what stands before the columns of a row of which nothing is kept."""
+    head = (2 + keys + columns).to_bytes(2, "big")
+    return head + b"\0\0\0\1" + bytes([op]) + NULL + NULL * keys

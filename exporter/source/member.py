@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from exporter.errors import SourceError
@@ -79,7 +79,8 @@ class Member(NamedTuple):
 
     ``known`` are all columns that the source has now. Changes that the ``snapshot`` shows are in
     raw already; ``resumed``: parts of the copy are of a later one. Of a table that keeps its
-    versions, ``near`` is a transaction id of now.
+    versions, ``near`` is a transaction id of now. Where the changes come in binary, ``types`` are
+    those that the source's columns have now.
     """
 
     key: str
@@ -90,6 +91,7 @@ class Member(NamedTuple):
     snapshot: Snapshot | Replayed | None = None
     resumed: bool = False
     near: int | None = None
+    types: Mapping[str, int] | None = None
 
     @property
     def settling(self) -> bool:

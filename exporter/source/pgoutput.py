@@ -1,7 +1,7 @@
 """The messages of PostgreSQL's plugin ``pgoutput``, protocol 1, taken apart.
 
-A field stays what it was on the wire, its length and its text: in COPY's binary format a field of
-type ``text`` looks the same. So nothing is escaped or parsed here, and SQL casts it.
+A field stays what it was on the wire, its length and its text, or its binary form: in COPY's binary
+format it looks the same. So nothing is escaped or parsed here, and SQL casts a text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
 NULL = b"\xff\xff\xff\xff"
 Fields = list[bytes | None]  # None: a value that is stored apart, and has not changed
 
-_NEW, _TEXT, _NULL = b"Ntn"
+_NEW, _NULL, _UNCHANGED = b"Nnu"
 _field = Struct(">BI").unpack_from
 _begin = Struct(">QqI").unpack_from
 _commit = Struct(">BQQ").unpack_from
@@ -29,6 +29,7 @@ class Relation(NamedTuple):
     name: str
     identity: str  # pg_class.relreplident
     columns: tuple[str, ...]
+    types: tuple[int, ...]
     told: frozenset[str]  # columns that an old row has; none of a table without an identity
 
 
@@ -59,17 +60,18 @@ def relation(message: bytes) -> Relation:
     name, end = _text(message, end)
     identity = chr(message[end])
     count = int.from_bytes(message[end + 1 : end + 3], "big")
-    place, columns, told = end + 3, [], []
+    place, columns, types, told = end + 3, [], [], []
     for _ in range(count):
         flags = message[place]
         column, place = _text(message, place + 1)
         columns.append(column)
+        types.append(int.from_bytes(message[place : place + 4], "big"))
         told += [column] if flags & _IS_IDENTITY else []
         place += _OF_COLUMN
     # pg_catalog's name is sent as an empty one
     schema = schema or "pg_catalog"
     oid = int.from_bytes(oid_of(message), "big")
-    return Relation(oid, schema, name, identity, tuple(columns), frozenset(told))
+    return Relation(oid, schema, name, identity, tuple(columns), tuple(types), frozenset(told))
 
 
 def _text(message: bytes, place: int) -> tuple[str, int]:
@@ -106,10 +108,12 @@ def updated(message: bytes) -> tuple[Fields | None, Fields]:
     return old, new
 
 
-def parts_of(staged: bytes) -> list[bytes]:
-    """Return the fields of a row in COPY's binary format, each with its length before it."""
+def parts_of(staged: bytes, place: int = 2) -> list[bytes]:
+    """Return the fields of a row in COPY's binary format, each with its length before it.
+
+    The first one is at ``place``: behind their number.
+    """
     parts: list[bytes] = []
-    place = 2
     while place < len(staged):
         size = staged[place : place + 4]
         end = place + 4 + (0 if size == NULL else int.from_bytes(size, "big"))
@@ -126,11 +130,14 @@ def _fields(message: bytes, place: int) -> tuple[Fields, int]:
     message += NULL  # so that a kind can be read with the length that follows most
     for _ in range(count):
         kind, size = _field(message, place)
-        if kind == _TEXT:
+        if kind == _NULL:
+            append(NULL)
+            place += 1
+        elif kind == _UNCHANGED:
+            append(None)
+            place += 1
+        else:
             end = place + 5 + size
             append(message[place + 1 : end])
             place = end
-        else:
-            append(NULL if kind == _NULL else None)
-            place += 1
     return fields, place

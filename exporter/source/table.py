@@ -27,6 +27,7 @@ class Column(NamedTuple):
     not_null: bool
     binary: bool  # its binary form means the same on every server
     typmod: int = -1
+    streamed: int = 0  # its type's id, where raw takes what a slot sends of it in binary
     expression: str | None = None  # what the source computes instead of reading a column
 
     @property

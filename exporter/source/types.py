@@ -113,6 +113,18 @@ def decide(kind: Kind, words: str | None, source: int, destination: int) -> tupl
     return words, same and kind.extension is None and kind.name not in _TEXT_FORM
 
 
+def is_streamed(kind: Kind, type_id: int, raw_type: str) -> bool:
+    """Return whether what a slot sends of a type in binary is what raw's type takes.
+
+    There no cast comes before, as one does where rows are read. ``type_id`` is the column's own
+    type: a domain's, say. An array names the type of its elements, which the destination may lack;
+    an enum is sent as its label.
+    """
+    if kind.is_array and type_id >= FIRST_UNSTABLE_OID:
+        return False
+    return raw_type not in TEXTS or raw_type == kind.base or kind.typtype == "e"
+
+
 def _scale_of_old(found: re.Match[str]) -> str:
     precision, scale = int(found[1]), int(found[2])
     return found[0] if 0 <= scale <= precision else ""

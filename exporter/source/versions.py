@@ -19,7 +19,7 @@ OP, LSN, SEQ, AT, XID = "_op", "_lsn", "_seq", "_committed_at", "_xid"
 OWN = (OP, LSN, SEQ, AT, XID)
 ORDER = (LSN, SEQ)  # of the versions of one key
 COPY, INSERT, UPDATE, DELETE = "copy", "insert", "update", "delete"
-_EPOCH = datetime(2000, 1, 1)  # PostgreSQL's own, in UTC
+EPOCH = datetime(2000, 1, 1)  # PostgreSQL's own, in UTC
 _TYPES = {
     OP: "text",
     LSN: "pg_lsn",
@@ -62,7 +62,7 @@ class Commit:
         ``near`` is a transaction id, all 64 bits of it, not far from this one.
         """
         if self._texts is None:
-            at = _EPOCH + timedelta(microseconds=self._micros)
+            at = EPOCH + timedelta(microseconds=self._micros)
             lsn = f"{self.lsn >> 32:X}/{self.lsn & 0xFFFFFFFF:X}"
             xid = _field(str(whole_xid(self.xid, near)))
             self._texts = _field(lsn), _field(f"{at.isoformat(' ', 'microseconds')}+00") + xid

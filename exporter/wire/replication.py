@@ -37,8 +37,19 @@ Item = TypeVar("Item")
 class Slot:
     """The stream of a slot's changes, to be used by one thread; others may call ``confirm``."""
 
-    def __init__(self, connection: Connection, name: str, publication: str, begin: int) -> None:
-        """Start after the position ``begin``, which the destination has. Raises psycopg.Error."""
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        publication: str,
+        begin: int,
+        *,
+        binary: bool = False,
+    ) -> None:
+        """Start after the position ``begin``, which the destination has. Raises psycopg.Error.
+
+        ``binary``: values come in their types' binary form, from version 14 on; else as texts.
+        """
         self._pgconn = connection.pgconn
         self._connection = connection
         self._confirmed = self._told = begin
@@ -47,11 +58,12 @@ class Slot:
         self._waits = False  # for an answer
         self._stopped = threading.Event()
         statement = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {})"
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}{})"
         ).format(
             sql.Identifier(name),
             sql.SQL(lsn_text(begin)),
             sql.Literal(sql.Identifier(publication).as_string(connection)),
+            sql.SQL(", binary 'true'" if binary else ""),
         )
         start_copy(self._pgconn, statement.as_string(connection).encode(), ExecStatus.COPY_BOTH)
 

@@ -106,35 +106,35 @@ class ChangesStaging:
     def _stage(self, changes: Changes, *, new: bool) -> int:
         """Fill the temporary table, with the rows that are ``new`` or not; return the bytes."""
         head = whole(NEW, len(self._keys), len(self._raw.columns))
-        staged = [*changes.rows.values()]
-        if new:
-            staged += [head + row for row in changes.new.values()]
-        if not staged:
+
+        def staged() -> Iterator[bytes]:
+            yield from changes.rows.values()
+            if new:
+                yield from map(head.__add__, changes.new.values())
+
+        if not any(staged()):
             return 0
         copy = sql.SQL("copy {} ({}) from stdin (format binary)").format(
             self._name, _COMMA.join([*self._own, *self._columns])
         )
         try:
-            return pour(self._destination, copy, blocks(staged))[1]
+            return pour(self._destination, copy, blocks(staged()))[1]
         except psycopg.DataError as error:
             if self._binary:
                 raise
             own = len(self._own)
             keys = {name: own + place for name, place in self._keys}
-            raise uncopied_error(self._raw, self._raw.columns, error, staged, keys) from None
+            raise uncopied_error(self._raw, self._raw.columns, error, staged(), keys) from None
 
     def _copy(self, new: Mapping[bytes, bytes], stamp: str) -> tuple[int, int]:
-        """Copy new rows into raw itself; return how many, and the bytes. Raises Doubted."""
+        """Copy new rows into raw itself; return how many, and the bytes."""
         if not new:
             return 0, 0
         micros = (state.moment(stamp) - EPOCH) // timedelta(microseconds=1)
         tail = b"\0\0\0\x08" + micros.to_bytes(8, "big")
         head = (len(self._raw.columns) + 1).to_bytes(2, "big")
         copy = statements.copy_statement(self._raw)
-        try:
-            return pour(self._destination, copy, blocks(new.values(), head, tail))
-        except psycopg.NotSupportedError:  # a raw table with row security takes INSERT alone
-            raise Doubted from None
+        return pour(self._destination, copy, blocks(new.values(), head, tail))
 
     def _try(self, stamp: str, *, settling: bool) -> None:
         """Land what is staged, to see whether it is refused."""

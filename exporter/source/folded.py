@@ -9,7 +9,7 @@ from operator import itemgetter
 from exporter.errors import SourceError
 from exporter.source import pgoutput
 from exporter.source.member import Member, refuse_unkeyed, unkeyed
-from exporter.source.pgoutput import NULL, Fields, Relation
+from exporter.source.pgoutput import NULL, ZEROS, Fields, Relation
 from exporter.source.versions import Commit
 
 # A staged row is new to raw; raw has it; raw has the rest of it; raw may have the rest; it is gone.
@@ -49,6 +49,11 @@ class Changes:
         self.rows.clear()
         self.emptied, self.patches = True, False
 
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys of all rows, each its columns' fields."""
+        return [*self.rows, *self.new]
+
     def count(self) -> Counter[int]:
         """Return how many rows there are of each kind."""
         count = Counter(map(itemgetter(_OP), self.rows.values()))
@@ -70,6 +75,8 @@ class FoldedLayout:
         self.places = [None if name is None else at.get(name, -1) for name in member.columns]
         self.lacks = -1 in self.places  # columns that are newer than these changes
         self.plain = self.places == list(range(len(relation.columns)))
+        self._kind = b"t" if member.types is None else b"b"
+        self._aligned = max(self.key_places) + 1
         if member.types is not None:
             types = zip(relation.columns, relation.types, strict=True)
             if any(member.types.get(name, kind) != kind for name, kind in types):
@@ -131,7 +138,11 @@ class FoldedLayout:
 
     def take(self, changes: Changes, kind: int, message: bytes, commit: Commit) -> None:
         """Fold in what a message tells. Raises SourceError, Unsettled."""
-        if kind == pgoutput.INSERT:
+        if self.plain and (row := pgoutput.short(message, self._kind, self._aligned)):
+            key = b"".join([ZEROS + row[at][: row[at][0] + 1] for at in self.key_places])
+            is_new = key in changes.new if kind == pgoutput.UPDATE else key not in changes.rows
+            self._put(changes, key, ZEROS + ZEROS.join(row), is_new=is_new)
+        elif kind == pgoutput.INSERT:
             self._insert(changes, pgoutput.inserted(message))
         elif kind == pgoutput.UPDATE:
             self._update(changes, *pgoutput.updated(message), commit.lsn)
@@ -149,10 +160,7 @@ class FoldedLayout:
         key, chosen, rows = self.key(row), self.chosen(row), changes.rows
         if not self.lacks:
             columns = b"".join(chosen)  # type: ignore[arg-type]
-            if key in rows:
-                rows[key] = self.changed + columns
-            else:
-                changes.new[key] = columns
+            self._put(changes, key, columns, is_new=key not in rows)
             return
         # Copied after this change, raw may have the row with the columns that these changes lack.
         if key in rows or changes.emptied:
@@ -190,10 +198,13 @@ class FoldedLayout:
             changes.patches = True
         else:
             columns = b"".join(chosen)  # type: ignore[arg-type]
-            if is_new:
-                new[key] = columns
-            else:
-                rows[key] = self.changed + columns
+            self._put(changes, key, columns, is_new=is_new)
+
+    def _put(self, changes: Changes, key: bytes, columns: bytes, *, is_new: bool) -> None:
+        if is_new:
+            changes.new[key] = columns
+        else:
+            changes.rows[key] = self.changed + columns
 
     def _earlier(self, changes: Changes, key: bytes) -> tuple[int, Fields, bytes] | None:
         """Return what an earlier change has made of a row. See ``parsed``."""

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 BEGIN, COMMIT, RELATION, INSERT, UPDATE, DELETE, TRUNCATE = b"BCRIUDT"
 NULL = b"\xff\xff\xff\xff"
+ZEROS = b"\0\0\0"
 Fields = list[bytes | None]  # None: a value that is stored apart, and has not changed
 
 _NEW, _NULL, _UNCHANGED = b"Nnu"
 _field = Struct(">BI").unpack_from
 _begin = Struct(">QqI").unpack_from
 _commit = Struct(">BQQ").unpack_from
+_VALUES = 8  # bytes before a new row's
 _IS_IDENTITY = 1
 _OF_COLUMN = 8  # bytes: the type and its modifier
 
@@ -106,6 +108,30 @@ def updated(message: bytes) -> tuple[Fields | None, Fields]:
         pairs = zip(new, old, strict=True)
         new = [theirs if mine is None and theirs != NULL else mine for mine, theirs in pairs]
     return old, new
+
+
+def short(message: bytes, kind: bytes, aligned: int) -> list[bytes] | None:
+    """Return a new row whose values are all of this kind, and short; None for another one.
+
+    The parts are its values, each without the three zero bytes that its length begins with, and
+    with the NULLs that follow; of the first columns, ``aligned`` of them, none but the last may
+    have a NULL behind it. One call splits the message where ``kind`` and those bytes stand, which
+    costs half of taking its fields one by one; that each part is as long as its first byte says
+    proves that they stood nowhere else.
+    """
+    parts = message.split(kind + ZEROS)
+    head = parts.pop(0)
+    if len(head) != _VALUES or head[5] != _NEW:
+        return None
+    count = len(parts)
+    for place, part in enumerate(parts, 1):
+        if len(part) - part[0] != 1:
+            nulls = len(part) - part[0] - 1
+            if nulls < 0 or place < aligned or part[-nulls:] != b"n" * nulls:
+                return None
+            parts[place - 1] = part[:-nulls] + NULL * nulls
+            count += nulls
+    return parts if count == head[6] << 8 | head[7] else None
 
 
 def parts_of(staged: bytes, place: int = 2) -> list[bytes]:

@@ -75,8 +75,8 @@ def _keep_keys(
                     assert isinstance(changes, Changes)
                     if changes.emptied:
                         return False
-                    data = b"".join([_BEGIN, *(count + key for key in changes.rows), _END])
-                    pour(both.raw.session, copy, [Block(data, len(changes.rows), b"")])
+                    data = b"".join([_BEGIN, *(count + key for key in changes.keys), _END])
+                    pour(both.raw.session, copy, [Block(data, len(changes.keys), b"")])
             return True
         finally:
             following.stop(session)

@@ -28,7 +28,7 @@ _HEADER = 25  # bytes before the message of the plugin
 _REPORT = 1.0  # seconds after which the server hears of us in any case
 _ASK = (0.002, 0.1)  # seconds between questions how far it is: the first one, the longest
 _MESSAGES = 256  # between looks at the clock
-_INTERVAL = 0.0001  # seconds
+_INTERVAL = 0.00001  # seconds
 _PATIENCE = 2.0  # seconds for the server to end the stream in order
 
 Item = TypeVar("Item")

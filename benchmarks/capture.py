@@ -82,8 +82,8 @@ def main(
 
 
 def _round(chosen: list[str], number: int, rows: int, share: int) -> Iterator[tuple[str, Cost]]:
-    """Let each contestant land the same changes on a new server; ``share`` rows a transaction."""
-    with _place() as (server, place):
+    """Let each contestant land the same changes on new servers; ``share`` rows a transaction."""
+    with _place() as (servers, place):
         _prepare(place, rows, share)
         for name in chosen:
             CONTESTANTS[name].first(place)
@@ -91,7 +91,7 @@ def _round(chosen: list[str], number: int, rows: int, share: int) -> Iterator[tu
         _change(place)
         for name in rotated(chosen, number):
             sql(place.analytics, "checkpoint")
-            yield name, _cost(server, place, CONTESTANTS[name])
+            yield name, _cost(servers, place, CONTESTANTS[name])
         _assert_same(place, chosen)
 
 
@@ -99,11 +99,17 @@ def _round(chosen: list[str], number: int, rows: int, share: int) -> Iterator[tu
 
 
 @contextlib.contextmanager
-def _place() -> Iterator[tuple[Server, Place]]:
+def _place() -> Iterator[tuple[list[Server], Place]]:
+    """Run two servers: on one, a slot would read what the contestants before it have written."""
     settings = SETTINGS | {"wal_level": "logical", "max_worker_processes": "16"}
-    with running_server(settings) as server, tempfile.TemporaryDirectory() as folder:
-        os.environ["PATH"] = f"{server.binaries}{os.pathsep}{os.environ['PATH']}"
-        yield server, Place(*create_databases(server), Path(folder))
+    with (
+        running_server(settings) as source,
+        running_server(settings) as destination,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        os.environ["PATH"] = f"{source.binaries}{os.pathsep}{os.environ['PATH']}"
+        core, analytics = create_databases(source)[0], create_databases(destination)[1]
+        yield [source, destination], Place(core, analytics, Path(folder))
 
 
 def _prepare(place: Place, rows: int, share: int) -> None:
@@ -199,8 +205,8 @@ CONTESTANTS = {
 # -- what it costs
 
 
-def _cost(server: Server, place: Place, one: Contestant) -> Cost:
-    before = _cpu_of(server)
+def _cost(servers: list[Server], place: Place, one: Contestant) -> Cost:
+    before = sum(map(_cpu_of, servers))
     if one.again is None:
         wal, begin = wal_position(place.analytics), time.perf_counter()
         _subscribed(place)
@@ -210,7 +216,7 @@ def _cost(server: Server, place: Place, one: Contestant) -> Cost:
     else:
         cost = cost_of(one.again(place), _environment(place), place.analytics)
         seconds, own, memory, wal = cost.seconds, cost.cpu, cost.memory, cost.wal
-    return Cost(seconds, own, _cpu_of(server) - before, memory, wal)
+    return Cost(seconds, own, sum(map(_cpu_of, servers)) - before, memory, wal)
 
 
 def _cpu_of(server: Server) -> float:

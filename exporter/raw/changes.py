@@ -1,4 +1,4 @@
-"""Changes of rows into the raw table, each row once: staged, texts cast by SQL; new ones copied."""
+"""Changes of rows into the raw table, each row once: by way of staging, or new rows by COPY."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exporter.raw.landing import BY_INDEX
 from exporter.raw.refused import find_refused, key_text, told, uncopied
 from exporter.raw.table import DELETED, STAMP, RawTable
 from exporter.source import Column
-from exporter.source.folded import CHANGED, NEW, REMOVE, Changes, whole
+from exporter.source.folded import CHANGED, NEW, REMOVE, Changes, head_of
 from exporter.source.versions import EPOCH
 from exporter.wire import Block, Connection, find_operators, pour
 
@@ -105,7 +105,7 @@ class ChangesStaging:
 
     def _stage(self, changes: Changes, *, new: bool) -> int:
         """Fill the temporary table, with the rows that are ``new`` or not; return the bytes."""
-        head = whole(NEW, len(self._keys), len(self._raw.columns))
+        head = head_of(NEW, len(self._keys), len(self._raw.columns))
 
         def staged() -> Iterator[bytes]:
             yield from changes.rows.values()

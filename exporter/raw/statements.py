@@ -139,9 +139,9 @@ def _differs(raw: RawTable, new: str, old: str) -> sql.Composed:
 
 
 def _differs_soon(raw: RawTable, first: Iterable[Column], new: str, old: str) -> sql.Composable:
-    """Return the condition for two rows that differ, mostly in columns that cost little to look at.
+    """Return the condition of ``_differs``, with the columns before it that are likely to differ.
 
-    These have a comparison of their own by which only values differ that have other images.
+    Their types' own comparison, which costs less, must find no two values of one image distinct.
     """
     differ = [
         sql.SQL("{0}.{2} is distinct from {1}.{2}").format(

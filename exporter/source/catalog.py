@@ -95,8 +95,8 @@ part (attnum, typid, typmod, is_array, depth) as (
 ),
 last as (select distinct on (attnum) * from part order by attnum, depth desc)
 select c.attname, format_type(c.atttypid, c.atttypmod), c.attnotnull, c.atttypmod,
-    format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
     c.atttypid::bigint,
+    format_type(l.typid, l.typmod) || case when l.is_array then '[]' else '' end,
     l.is_array, t.oid::bigint, t.typname, t.typtype::text, t.typcategory = 'A', l.typmod,
     case when t.oid::bigint >= %(unstable)s then (
         select e.extname from pg_depend d join pg_extension e on e.oid = d.refobjid
@@ -314,12 +314,12 @@ def _columns(
     """Describe the columns of a table, and expressions whose names and types are given."""
     asked = {"oid": oid, "names": [*names], "types": [*types], "typmods": [*typmods]}
     rows = source.execute(_COLUMNS, asked | {"unstable": raw_types.FIRST_UNSTABLE_OID}).fetchall()
-    kinds = [raw_types.Kind(row[4], *row[6:]) for row in rows]
+    kinds = [raw_types.Kind(*row[5:]) for row in rows]
     ours = source.info.server_version
     theirs = destination.info.server_version if destination else ours
     known = raw_types.known(destination, kinds, ours)
     columns = []
-    for (name, declared, not_null, typmod, _, type_id, *_), kind in zip(rows, kinds, strict=True):
+    for (name, declared, not_null, typmod, type_id, *_), kind in zip(rows, kinds, strict=True):
         raw, binary = raw_types.decide(kind, known.get(kind), ours, theirs)
         streamed = type_id if binary and raw_types.is_streamed(kind, type_id, raw) else 0
         columns.append(Column(name, declared, kind.base, raw, not_null, binary, typmod, streamed))

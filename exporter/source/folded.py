@@ -82,7 +82,7 @@ class FoldedLayout:
             if any(member.types.get(name, kind) != kind for name, kind in types):
                 raise Retyped
         shape = len(member.keys), len(self.places)
-        self.changed, self.removed = whole(CHANGED, *shape), whole(REMOVE, *shape)
+        self.changed, self.removed = head_of(CHANGED, *shape), head_of(REMOVE, *shape)
         self._head = self.changed[:_OP]
         # where the key's columns are in a staged row
         self._staged_keys = {member.columns.index(name): at.get(name, -1) for name in member.keys}
@@ -213,7 +213,7 @@ class FoldedLayout:
         return self.parsed(row) if (row := changes.rows.get(key)) is not None else None
 
 
-def whole(op: int, keys: int, columns: int) -> bytes:
+def head_of(op: int, keys: int, columns: int) -> bytes:
     """Return what stands before the columns of a row of which nothing is kept."""
     head = (2 + keys + columns).to_bytes(2, "big")
     return head + b"\0\0\0\1" + bytes([op]) + NULL + NULL * keys

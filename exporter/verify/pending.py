@@ -75,8 +75,9 @@ def _keep_keys(
                     assert isinstance(changes, Changes)
                     if changes.emptied:
                         return False
-                    data = b"".join([_BEGIN, *(count + key for key in changes.keys), _END])
-                    pour(both.raw.session, copy, [Block(data, len(changes.keys), b"")])
+                    found = changes.keys
+                    data = b"".join([_BEGIN, *(count + key for key in found), _END])
+                    pour(both.raw.session, copy, [Block(data, len(found), b"")])
             return True
         finally:
             following.stop(session)

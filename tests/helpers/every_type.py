@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 
 from tests.conftest import Workplace, compare
@@ -264,8 +266,8 @@ def has_xml(place: Workplace, url: str) -> bool:
     return True
 
 
-def landed_alike(place: Workplace, relation: str, exclude: list[str]) -> None:
-    """Load the relation without those columns; assert that raw has its source's text."""
+def declare(place: Workplace, **source: object) -> None:
+    """Declare the table `typed`, which is read so."""
     place.define(
         f"""
 - name: typed
@@ -273,13 +275,16 @@ def landed_alike(place: Workplace, relation: str, exclude: list[str]) -> None:
     meta:
       exporter:
         key: Typed
-        source:
-          table: {relation}
-          exclude: {exclude or "null"}
-          cursor: {{field: at, id_field: id}}
+        source: {json.dumps(source)}
         conflict_columns: [id]
 """
     )
+
+
+def landed_alike(place: Workplace, relation: str, exclude: list[str]) -> None:
+    """Load the relation without those columns; assert that raw has its source's text."""
+    cursor = {"field": "at", "id_field": "id"}
+    declare(place, table=relation, exclude=exclude or None, cursor=cursor)
     names = [
         quoted(name)
         for (name,) in place.query(

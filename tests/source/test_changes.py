@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from exporter.config.project import definitions
@@ -21,16 +19,7 @@ from tests.helpers.changes import define, results, same
 
 def _typed(place: Workplace, exclude: list[str]) -> Table:
     """Declare the table ``typed`` without these columns; return it."""
-    place.define(
-        f"""
-- name: typed
-  config:
-    meta:
-      exporter:
-        key: Typed
-        source: {{table: typed, read: changes, exclude: {json.dumps(exclude)}}}
-"""
-    )
+    every_type.declare(place, table="typed", read="changes", exclude=exclude)
     return _found(place)
 
 
